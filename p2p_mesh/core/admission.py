@@ -1,0 +1,90 @@
+"""What a peer must prove before anything is answered, and what it may then do.
+
+Both sides prove, in turn, that they are members: a credential, and a signature by the node's
+own key over the mesh, both peer ids and both fresh nonces (specs/admission/README.md).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import Meta
+
+from p2p_mesh.core.invite import Credential, Member, Signature, Signed, check, sign, verify
+from p2p_mesh.core.names import MeshId, PeerId, public_key
+from p2p_mesh.core.records import Record, Role, ShortText
+from p2p_mesh.core.wire import Message, encode
+from p2p_mesh.errors import Refused
+
+VERSION = 1
+
+Protocol = Literal["inventory", "inference"]
+Topic = Literal["inventory", "demand", "blackboard"]
+
+# Role × protocol and role × topic (specs/admission/README.md, "What a role may do").
+_PROTOCOLS: dict[Role, frozenset[Protocol]] = {
+    "member": frozenset({"inventory", "inference"}),
+    "client": frozenset({"inventory", "inference"}),
+}
+_PUBLISHES: dict[Role, frozenset[Topic]] = {
+    "member": frozenset({"inventory", "demand", "blackboard"}),
+    "client": frozenset({"demand", "blackboard"}),
+}
+
+Nonce = Annotated[bytes, Meta(min_length=32, max_length=32)]
+
+
+class Hello(Message, frozen=True, kw_only=True, tag="hello"):
+    version: int
+    mesh: ShortText
+    nonce: Nonce
+
+
+class Proof(Message, frozen=True, kw_only=True, tag="proof"):
+    credential: Credential
+    signature: Signature
+
+
+class Transcript(Record, frozen=True, kw_only=True):
+    """What a proof signs: who proves membership of what, to whom, this time."""
+
+    mesh: str
+    prover: str
+    verifier: str
+    prover_nonce: bytes
+    verifier_nonce: bytes
+
+
+def may_open(role: Role, protocol: Protocol) -> bool:
+    """Whether a peer of that role may open streams of a protocol."""
+    return protocol in _PROTOCOLS[role]
+
+
+def may_publish(role: Role, topic: str) -> bool:
+    """Whether a peer of that role may publish to a topic; plugins' topics are for members."""
+    return topic in _PUBLISHES[role] or (role == "member" and topic.startswith("plugin/"))
+
+
+def prove(transcript: Transcript, credential: Credential, key: Ed25519PrivateKey) -> Proof:
+    signed = sign("admission", encode(transcript), key)
+    return Proof(credential=credential, signature=signed.signature)
+
+
+def check_hello(hello: Hello, mesh: MeshId) -> None:
+    """Raises Refused where the peer is of another version or another mesh."""
+    if hello.version != VERSION:
+        raise Refused(f"the peer speaks admission version {hello.version}, this node {VERSION}")
+    if hello.mesh != mesh:
+        raise Refused("the peer is of another mesh")
+
+
+def check_proof(proof: Proof, transcript: Transcript, mesh_key: bytes, now: float) -> Member:
+    """The member at the other end. Raises Refused, also for a credential that is borrowed."""
+    prover = PeerId(transcript.prover)
+    member = check(proof.credential, mesh_key, now)
+    if member.peer != prover:
+        raise Refused("the credential belongs to another node")
+    signed = Signed(payload=encode(transcript), signature=proof.signature)
+    verify("admission", signed, public_key(prover))
+    return member

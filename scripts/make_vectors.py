@@ -1,0 +1,124 @@
+"""Writes specs/vectors/*.json: what the formats of specs/ give for fixed keys.
+
+A change here is a change of a protocol: it needs a new version of it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from p2p_mesh.core.admission import Hello, Transcript, prove
+from p2p_mesh.core.inventory import Announced, AskSnapshot, seal
+from p2p_mesh.core.invite import join, make_invite, public_bytes, read_token
+from p2p_mesh.core.names import Digest, ModelId, RequestId, mesh_id, peer_id
+from p2p_mesh.core.records import (
+    Announcement,
+    ChatPrompt,
+    Delta,
+    InferenceRequest,
+    Resources,
+    Sampling,
+    ServedModel,
+    Usage,
+)
+from p2p_mesh.core.wire import Ask, Cancel, End, ErrorMessage, Grew, encode, frame
+from p2p_mesh.errors import Overloaded
+
+FOLDER = Path(__file__).parents[1] / "specs" / "vectors"
+SEEDS = {"mesh": b"m" * 32, "node": b"n" * 32, "other": b"o" * 32, "invite": b"i" * 32}
+KEYS = {name: Ed25519PrivateKey.from_private_bytes(seed) for name, seed in SEEDS.items()}
+MESH = public_bytes(KEYS["mesh"])
+
+
+def admission() -> dict[str, Any]:
+    address = f"/ip4/192.0.2.1/tcp/4001/p2p/{peer_id(public_bytes(KEYS['other']))}"
+    token = make_invite(
+        KEYS["mesh"], SEEDS["invite"], name="home", role="member", until=2_000_000_000,
+        seeds=(address,),
+    )  # fmt: skip
+    credential = join(read_token(token), public_bytes(KEYS["node"]))
+    transcript = Transcript(
+        mesh=mesh_id(MESH),
+        prover=peer_id(public_bytes(KEYS["node"])),
+        verifier=peer_id(public_bytes(KEYS["other"])),
+        prover_nonce=b"p" * 32,
+        verifier_nonce=b"v" * 32,
+    )
+    hello = Hello(version=1, mesh=mesh_id(MESH), nonce=b"p" * 32)
+    return {
+        "seeds": {name: seed.hex() for name, seed in SEEDS.items()},
+        "mesh_id": mesh_id(MESH),
+        "peer_id": peer_id(public_bytes(KEYS["node"])),
+        "token": token,
+        "credential": encode(credential).hex(),
+        "transcript": encode(transcript).hex(),
+        "hello_frame": frame(hello).hex(),
+        "proof_frame": frame(prove(transcript, credential, KEYS["node"])).hex(),
+        "end_frame": frame(End()).hex(),
+    }
+
+
+def inventory() -> dict[str, Any]:
+    token = make_invite(KEYS["mesh"], SEEDS["invite"], name="home")
+    announcement = Announcement(
+        sequence=(1_900_000_000_000, 1),
+        issued_at=1_900_000_000.0,
+        lifetime=60.0,
+        name="alice",
+        version="0.1.0",
+        resources=Resources(memory_total=8_000_000_000, memory_free=4_000_000_000, threads=2),
+        models=(
+            ServedModel(
+                id=ModelId("tiny"), digest=Digest("0" * 64), context=2048, slots=4, numerics="x"
+            ),
+        ),
+        addresses=("/ip4/192.0.2.1/tcp/4001",),
+    )
+    credential = join(read_token(token), public_bytes(KEYS["node"]))
+    envelope = seal(announcement, KEYS["node"], credential)
+    return {
+        "mesh_key": MESH.hex(),
+        "now": 1_900_000_001.0,
+        "announcement": encode(announcement).hex(),
+        "envelope": envelope.hex(),
+        "ask_frame": frame(AskSnapshot()).hex(),
+        "announced_frame": frame(Announced(envelope=envelope)).hex(),
+    }
+
+
+def inference() -> dict[str, Any]:
+    request = InferenceRequest(
+        id=RequestId("chatcmpl-1"),
+        model=ModelId("tiny"),
+        prompt=ChatPrompt(messages=({"role": "user", "content": "hello"},)),
+        sampling=Sampling(seed=7, temperature=0.5),
+        max_tokens=16,
+        stop=("\n",),
+        asked_at=1_900_000_000,
+    )
+    deltas = (
+        Delta(tokens=(15043,), text="Hi"),
+        Delta(finish="stop", usage=Usage(prompt_tokens=9, completion_tokens=1)),
+    )
+    return {
+        "ask_frame": frame(Ask(request=request)).hex(),
+        "delta_frame": frame(Grew(deltas=deltas)).hex(),
+        "cancel_frame": frame(Cancel()).hex(),
+        "error_frame": frame(ErrorMessage.of(Overloaded("full", retry_after=2.0))).hex(),
+        "end_frame": frame(End()).hex(),
+    }
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for make in (admission, inventory, inference):
+        path = FOLDER / f"{make.__name__}.json"
+        path.write_text(json.dumps(make(), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

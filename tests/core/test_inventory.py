@@ -1,0 +1,147 @@
+"""Announcements: what is taken, and what they fold into."""
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2p_mesh.core import inventory as module
+from p2p_mesh.core.inventory import MAX_ENVELOPE, Inventory, Offer, seal, unseal
+from p2p_mesh.core.invite import found, join, make_invite, public_bytes, read_token
+from p2p_mesh.core.names import ModelId, PeerId
+from p2p_mesh.core.records import Announcement, Resources, ServedModel
+from p2p_mesh.errors import Refused, RemoteError
+
+MESH_KEY = Ed25519PrivateKey.from_private_bytes(b"m" * 32)
+MESH = public_bytes(MESH_KEY)
+KEY = Ed25519PrivateKey.from_private_bytes(b"n" * 32)
+CREDENTIAL = found(MESH_KEY, public_bytes(KEY))
+NOW = 1_000_000.0
+
+
+def announcement(
+    count: int = 1, issued_at: float = NOW, boot: int = 1_000_000_000, lifetime: float = 60.0
+) -> Announcement:
+    return Announcement(
+        sequence=(boot, count),
+        issued_at=issued_at,
+        lifetime=lifetime,
+        name="alice",
+        version="0.1.0",
+        resources=Resources(memory_total=8, memory_free=4, threads=2),
+        models=(ServedModel(id=ModelId("m"), context=2048, slots=4),),
+        addresses=("/ip4/10.0.0.1/tcp/4001",),
+    )
+
+
+def sealed(**given: float) -> bytes:
+    return seal(announcement(**given), KEY, CREDENTIAL)  # type: ignore[arg-type]
+
+
+def test_announcement_survives_its_envelope() -> None:
+    offer = unseal(sealed(), MESH, NOW)
+    assert offer.announcement == announcement()
+    assert offer.expires == NOW + 60.0
+
+
+def test_relaying_does_not_revive_the_dead() -> None:
+    # Issued 90 s ago for 60 s: min(receipt, issued + 60) + 60 leaves 30.
+    assert unseal(sealed(issued_at=NOW - 90), MESH, NOW).expires == NOW + 30.0
+    with pytest.raises(Refused, match="lapsed"):
+        unseal(sealed(issued_at=NOW - 121), MESH, NOW)
+
+
+@pytest.mark.parametrize("given", [{"issued_at": NOW + 61}, {"boot": int((NOW + 61) * 1000)}])
+def test_announcement_from_the_future_is_refused(given: dict[str, float]) -> None:
+    with pytest.raises(Refused, match="future"):
+        unseal(sealed(**given), MESH, NOW)
+
+
+def test_client_announces_nothing() -> None:
+    ticket = read_token(make_invite(MESH_KEY, b"i" * 32, name="x", role="client"))
+    credential = join(ticket, public_bytes(KEY))
+    with pytest.raises(Refused, match="client announces nothing"):
+        unseal(seal(announcement(), KEY, credential), MESH, NOW)
+
+
+def test_credential_of_another_is_refused() -> None:
+    other = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
+    with pytest.raises(Refused, match="credential of another"):
+        unseal(seal(announcement(), other, CREDENTIAL), MESH, NOW)
+
+
+def test_announcement_signed_by_another_is_refused() -> None:
+    envelope: module.Envelope = module.decode(sealed(), module.Envelope)
+    other = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
+    forged = module.Envelope(
+        author=envelope.author,
+        announcement=module.sign("announcement", envelope.announcement.payload, other),
+        credential=envelope.credential,
+    )
+    with pytest.raises(Refused, match="signature of the announcement"):
+        unseal(module.encode(forged), MESH, NOW)
+
+
+def test_huge_envelope_is_refused_before_it_is_read() -> None:
+    with pytest.raises(RemoteError, match="limit"):
+        unseal(bytes(MAX_ENVELOPE + 1), MESH, NOW)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_remote_error(data: bytes) -> None:
+    with pytest.raises(RemoteError):
+        unseal(data, MESH, NOW)
+
+
+def offer(peer: str, count: int, body: bytes = b"", expires: float = NOW + 60) -> Offer:
+    return Offer(PeerId(peer), announcement(count), body, expires)
+
+
+offers = st.builds(offer, st.sampled_from("abc"), st.integers(1, 4), st.sampled_from([b"x", b"y"]))
+
+
+@given(st.lists(offers, max_size=12), st.randoms())
+def test_order_and_repetition_change_nothing(heard: list[Offer], rng: object) -> None:
+    first, second = Inventory(), Inventory()
+    shuffled = heard + heard
+    rng.shuffle(shuffled)  # type: ignore[attr-defined]
+    for one in heard:
+        first.apply(one)
+    for one in shuffled:
+        second.apply(one)
+    assert first.offers() == second.offers()
+
+
+def test_only_news_is_news() -> None:
+    inventory = Inventory()
+    assert inventory.apply(offer("a", 1))
+    assert not inventory.apply(offer("a", 1))
+    assert inventory.apply(offer("a", 2))
+    assert not inventory.apply(offer("a", 1))
+
+
+def test_offers_lapse() -> None:
+    inventory = Inventory()
+    inventory.apply(offer("a", 1, expires=10.0))
+    inventory.apply(offer("b", 1, expires=20.0))
+    assert inventory.expire(10.0) == ("a",)
+    assert [one.peer for one in inventory.offers()] == ["b"]
+    assert inventory.get(PeerId("a")) is None
+
+
+def test_suspect_is_trusted_again() -> None:
+    inventory = Inventory()
+    inventory.suspect(PeerId("a"))
+    assert not inventory.is_suspect(PeerId("a"))  # nobody knows it
+    inventory.apply(offer("a", 1))
+    inventory.suspect(PeerId("a"))
+    assert inventory.is_suspect(PeerId("a"))
+    inventory.trust(PeerId("a"))
+    assert not inventory.is_suspect(PeerId("a"))
+
+
+def test_inventory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_MEMBERS", 2)
+    inventory = Inventory()
+    assert [inventory.apply(offer(peer, 1)) for peer in "abc"] == [True, True, False]
+    assert inventory.apply(offer("a", 2))

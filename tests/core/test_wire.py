@@ -1,0 +1,94 @@
+"""Frames and messages: whatever the bytes, RemoteError or nothing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2p_mesh.core.admission import Hello, Proof
+from p2p_mesh.core.inventory import Announced, Envelope
+from p2p_mesh.core.invite import Credential
+from p2p_mesh.core.wire import (
+    Ask,
+    Cancel,
+    End,
+    ErrorMessage,
+    Frames,
+    Grew,
+    Version,
+    decode,
+    encode,
+    frame,
+    varint,
+)
+from p2p_mesh.errors import Overloaded, RemoteError, RequestError
+
+MESSAGES = Ask | Grew | Cancel | End | ErrorMessage | Version | Hello | Proof | Announced
+
+
+@given(st.lists(st.binary(max_size=300), max_size=8), st.integers(1, 40))
+def test_frames_come_back_however_they_are_cut(bodies: list[bytes], step: int) -> None:
+    stream = b"".join(varint(len(body)) + body for body in bodies)
+    frames = Frames(limit=300)
+    found = []
+    for start in range(0, len(stream), step):
+        frames.feed(stream[start : start + step])
+        found += list(frames)
+    assert found == bodies
+    assert frames.is_between
+
+
+def test_half_a_frame_is_held() -> None:
+    frames = Frames(limit=100)
+    frames.feed(varint(10) + b"12345")
+    assert list(frames) == []
+    assert not frames.is_between
+
+
+def test_frame_over_the_limit_is_refused_by_its_length() -> None:
+    frames = Frames(limit=100)
+    frames.feed(varint(101))
+    with pytest.raises(RemoteError, match="101 bytes; the limit is 100"):
+        list(frames)
+
+
+def test_length_that_never_ends_is_refused() -> None:
+    frames = Frames(limit=100)
+    frames.feed(b"\xff" * 5)
+    with pytest.raises(RemoteError, match="never ends"):
+        list(frames)
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_a_message_or_a_remote_error(data: bytes) -> None:
+    for kind in (MESSAGES, Envelope, Credential):
+        try:
+            decode(data, kind)
+        except RemoteError:
+            continue
+
+
+def test_deep_nesting_is_a_remote_error() -> None:
+    deep = b"\x91" * 100_000 + b"\xc0"
+    with pytest.raises(RemoteError):
+        decode(b"\x82\xa4type\xa3ask\xa7request" + deep, MESSAGES)
+
+
+def test_error_message_gives_the_error_back() -> None:
+    sent = ErrorMessage.of(Overloaded("full", retry_after=3.0))
+    got = decode(encode(sent), MESSAGES).error()
+    assert isinstance(got, Overloaded)
+    assert (str(got), got.retry_after) == ("full", 3.0)
+
+
+def test_error_message_names_the_field() -> None:
+    got = ErrorMessage.of(RequestError("too long", param="prompt")).error()
+    assert isinstance(got, RequestError)
+    assert got.param == "prompt"
+
+
+def test_unknown_error_code_is_a_remote_error() -> None:
+    assert type(ErrorMessage(code="new", message="?").error()) is RemoteError
+
+
+def test_message_is_a_map_tagged_type() -> None:
+    assert frame(End()) == b"\x0a\x81\xa4type\xa3end"
