@@ -42,7 +42,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A gossip topic of a plugin's own, `/meshnode/<mesh id>/<name>`, among members.
+    """A gossip topic of a plugin's own, `/meshnode/<mesh id>/plugin/<name>`, among members.
 
     `receive(author, payload)` gets what admitted members published; `attach(publish)` is called
     once, when the node is up, with the function that publishes a payload.

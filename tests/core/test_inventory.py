@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from p2p_mesh.core import inventory as module
 from p2p_mesh.core.inventory import MAX_ENVELOPE, Inventory, Offer, seal, unseal
-from p2p_mesh.core.invite import found, join, make_invite, public_bytes, read_token
+from p2p_mesh.core.invite import found, join, make_invite, public_bytes, read_token, sign
 from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.records import Announcement, Resources, ServedModel
+from p2p_mesh.core.wire import decode, encode
 from p2p_mesh.errors import Refused, RemoteError
 
 MESH_KEY = Ed25519PrivateKey.from_private_bytes(b"m" * 32)
@@ -71,15 +72,15 @@ def test_credential_of_another_is_refused() -> None:
 
 
 def test_announcement_signed_by_another_is_refused() -> None:
-    envelope: module.Envelope = module.decode(sealed(), module.Envelope)
+    envelope: module.Envelope = decode(sealed(), module.Envelope)
     other = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
     forged = module.Envelope(
         author=envelope.author,
-        announcement=module.sign("announcement", envelope.announcement.payload, other),
+        announcement=sign("announcement", envelope.announcement.payload, other),
         credential=envelope.credential,
     )
     with pytest.raises(Refused, match="signature of the announcement"):
-        unseal(module.encode(forged), MESH, NOW)
+        unseal(encode(forged), MESH, NOW)
 
 
 def test_huge_envelope_is_refused_before_it_is_read() -> None:

@@ -1,5 +1,7 @@
 """Invites, memberships, tokens."""
 
+import base64
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
@@ -130,7 +132,7 @@ def test_shortened_token_is_refused() -> None:
 def test_token_with_the_seed_of_another_invite_is_refused() -> None:
     ticket = read_token(token())
     swapped = module._Token(invite=ticket.signed, seed=b"x" * 32)
-    text = module.TOKEN_PREFIX + module.base64.urlsafe_b64encode(encode(swapped)).decode()
+    text = module.TOKEN_PREFIX + base64.urlsafe_b64encode(encode(swapped)).decode()
     with pytest.raises(SettingsError):
         read_token(text.rstrip("="))
 

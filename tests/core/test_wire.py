@@ -75,7 +75,8 @@ def test_deep_nesting_is_a_remote_error() -> None:
 
 def test_error_message_gives_the_error_back() -> None:
     sent = ErrorMessage.of(Overloaded("full", retry_after=3.0))
-    got = decode(encode(sent), MESSAGES).error()
+    received: ErrorMessage = decode(encode(sent), MESSAGES)
+    got = received.error()
     assert isinstance(got, Overloaded)
     assert (str(got), got.retry_after) == ("full", 3.0)
 

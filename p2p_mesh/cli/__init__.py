@@ -1,0 +1,1 @@
+"""The `meshnode` command: one module for each group of commands."""

@@ -1,0 +1,170 @@
+"""`meshnode run`: a node in the foreground."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import click
+import trio
+
+from p2p_mesh import settings as settings_module
+from p2p_mesh.cli import output
+from p2p_mesh.core.invite import read_token
+from p2p_mesh.errors import MeshError, SettingsError
+from p2p_mesh.journal import Journal
+from p2p_mesh.node.node import Node
+from p2p_mesh.plugins import Plugins
+from p2p_mesh.serve import store
+from p2p_mesh.settings import Settings
+
+STOP_SECONDS = 2.5
+"""After a signal, everything has this long to end by itself."""
+
+_HELP = """Start a node: serve models, join a mesh, answer on a local OpenAI API.
+
+With no --model it serves the small bundled model, which shows that things work and knows
+nothing. Every option can also stand in the settings file (max_memory = 8) or in the environment
+(MESHNODE_MAX_MEMORY=8); --join and --api-key take @FILE, or - for standard input, so that they
+need not stand in a process list.
+
+\b
+Examples:
+  meshnode run
+  meshnode run --model ~/models/qwen3-8b-q4_k_m.gguf --ctx 8192
+  meshnode run --join @token.txt
+  meshnode run --client --join - < token.txt
+  meshnode run --port 8080 --console 8081 --data-dir ./second
+"""
+
+
+@click.command("run", help=_HELP)
+@click.option(
+    "--model",
+    multiple=True,
+    metavar="REF",
+    help="A GGUF file, or the name of a bundled model. Repeatable.",
+)
+@click.option(
+    "--join",
+    multiple=True,
+    metavar="TOKEN",
+    help="Join the mesh of this invite. Repeatable: more ways into the same mesh.",
+)
+@click.option("--client", is_flag=True, default=None, help="Serve nothing; only ask.")
+@click.option("--port", metavar="N", help="Port of the OpenAI API.  [default: 9337]")
+@click.option("--console", metavar="N", help="Port of status and management.  [default: 3131]")
+@click.option("--p2p-port", metavar="N", help="Port for other nodes.  [default: any free one]")
+@click.option(
+    "--p2p-host",
+    metavar="ADDR",
+    help="Address to listen on for other nodes.  [default: all interfaces]",
+)
+@click.option(
+    "--data-dir",
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+    help="Where identity and mesh are kept.  [default: ~/.local/share/meshnode]",
+)
+@click.option("--name", help="What others call this node.  [default: the host's name]")
+@click.option("--ctx", metavar="N", help="Context of each request, in tokens.")
+@click.option("--threads", metavar="N", help="Threads of each engine.")
+@click.option("--max-memory", metavar="GB", help="What all models may take together.")
+@click.option(
+    "--listen",
+    is_flag=True,
+    default=None,
+    help="HTTP on all interfaces; every call then needs the API key.",
+)
+@click.option(
+    "--api-key",
+    metavar="KEY",
+    help="Demand this key.  [default: with --listen, one is made, shown once, and kept]",
+)
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="HOST",
+    help="Another name by which clients may call this machine. Repeatable.",
+)
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A web origin whose pages may call the API. Repeatable.",
+)
+@click.option("--log-format", metavar="pretty|json", help="How to log.  [default: pretty]")
+def command(**flags: Any) -> int:
+    settings = settings_module.load(flags)
+    journal = Journal(_log(settings))
+    try:
+        return _run(settings, journal)
+    except MeshError as error:
+        if settings.log_format == "json":
+            journal.error("failed", str(error))
+        raise
+
+
+def _log(settings: Settings) -> Callable[..., None]:
+    form = output.json_log if settings.log_format == "json" else output.pretty_log
+    return form(sys.stdout)
+
+
+def _run(settings: Settings, journal: Journal) -> int:
+    tickets = tuple(read_token(token) for token in settings.join)
+    digests = store.Digests(settings_module.cache_dir() / "digests.json")
+    models = store.select(_references(settings), digests)
+    plugins = Plugins()
+    plugins.load()
+    try:
+        trio.run(_until_signal, settings, models, tickets, plugins, digests, journal)
+    except* MeshError as group:
+        raise _first(group) from None
+    return 0
+
+
+def _references(settings: Settings) -> tuple[str, ...]:
+    if settings.client and settings.model:
+        raise SettingsError("--client serves nothing; leave out --model, or --client")
+    if settings.client:
+        return ()
+    return settings.model or (store.DEFAULT_MODEL,)
+
+
+def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, MeshError)
+    return found
+
+
+async def _until_signal(
+    settings: Settings, models: Any, tickets: Any, plugins: Plugins, digests: Any, journal: Journal
+) -> None:
+    node = Node(settings, models, tickets, plugins, digests, journal)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def live() -> None:
+                await node.run()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(live)
+            async for number in signals:
+                name = signal.Signals(number).name
+                journal.info("stopping", f"{name}: stopping", signal=name)
+                _leave_by(STOP_SECONDS)
+                nursery.cancel_scope.cancel()
+    journal.info("stopped", "Stopped")
+
+
+def _leave_by(seconds: float) -> None:
+    """The last resort against a library that does not let go: engines end with the node."""
+    timer = threading.Timer(seconds, os._exit, [0])
+    timer.daemon = True
+    timer.start()

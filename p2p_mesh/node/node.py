@@ -1,0 +1,341 @@
+"""A running node, from the lock on its data directory to the last engine's end.
+
+HTTP first      both ports answer within a second; the rest may take its time
+models          each in a task of its own (serve/supervisor.py)
+network         libp2p is imported in a thread meanwhile: that takes a second or two
+ready           once each named model is ready or given up, and the mesh reached or not
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from random import SystemRandom
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+
+from p2p_mesh import state
+from p2p_mesh.console.app import create_app as create_console
+from p2p_mesh.core.inventory import Inventory
+from p2p_mesh.core.invite import Ticket, check
+from p2p_mesh.core.records import InferenceRequest, ModelFile, Role
+from p2p_mesh.errors import LocalError, UnknownModel
+from p2p_mesh.front.app import create_app as create_front
+from p2p_mesh.http.guard import Policy
+from p2p_mesh.http.server import serve
+from p2p_mesh.journal import Journal
+from p2p_mesh.node.answers import Answer, Answers
+from p2p_mesh.node.extensions import Extensions
+from p2p_mesh.node.members import EXPIRY_CHECK, Announcer, Members, announce
+from p2p_mesh.node.port import Port
+from p2p_mesh.node.status import status
+from p2p_mesh.plugins import Plugins
+from p2p_mesh.serve import hardware
+from p2p_mesh.serve.backend import Load
+from p2p_mesh.serve.store import Digests
+from p2p_mesh.serve.supervisor import Hosted, Memory
+from p2p_mesh.settings import Settings
+
+if TYPE_CHECKING:
+    from p2p_mesh.net.identity import Identity
+    from p2p_mesh.net.mesh import Network
+
+JOIN_PATIENCE = 10.0
+"""Seconds that `ready` waits for the mesh of an invite; after that the node goes on trying."""
+
+SNAPSHOT_PATIENCE = 1.0
+"""Seconds that it waits, once connected, for the first announcement of another."""
+
+
+class Node:
+    """One node, for one life."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: Sequence[ModelFile],
+        tickets: tuple[Ticket, ...],
+        plugins: Plugins,
+        digests: Digests,
+        journal: Journal,
+    ) -> None:
+        self.settings = settings
+        self.plugins = plugins
+        self.journal = journal
+        self.extensions = Extensions(plugins, journal)
+        self.inventory = Inventory()
+        self.resources = hardware.measure(settings.memory_limit)
+        self.hosted = self._host(models)
+        self.answers = Answers(self.hosted, self.inventory, journal, time.time)
+        self.network: Network | None = None
+        self.members: Members | None = None
+        self.belonging: state.Belonging | None = None
+        self.inviter: state.Inviter | None = None
+        self.role: Role | None = None
+        self.api_url = self.console_url = ""
+        self.started = time.time()
+        self._tickets = tickets
+        self._digests = digests
+        self._token = secrets.token_urlsafe(24)
+        self._changed = trio.Event()
+        self._news = trio.Event()
+
+    def _host(self, models: Sequence[ModelFile]) -> dict[str, Hosted]:
+        memory = Memory(self.resources)
+        port = Port(self.inventory, memory, lambda: self.hosted.values(), lambda: self.network)
+        backends = self.plugins.backends()
+        settings = self.settings
+        hosted: dict[str, Hosted] = {}
+        for model in models:
+            load = Load(
+                model,
+                context=settings.ctx,
+                threads=settings.threads,
+                memory_limit=settings.memory_limit,
+            )
+            hosted[model.id] = Hosted(
+                load,
+                backends,
+                memory=memory,
+                mesh=port,
+                journal=self.journal,
+                rng=SystemRandom(),
+                changed=self._change,
+            )
+        return hosted
+
+    def _change(self) -> None:
+        """Something that is announced has changed."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def run(self) -> None:
+        """Runs until cancelled. Raises SettingsError or LocalError where a port or the data
+        directory is not to be had.
+        """
+        directory = self.settings.data_path
+        with state.locked(directory):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.extensions.tell)
+                await self._open_http(nursery, directory)
+                with state.published(directory, self._node_file()):
+                    for hosted in self.hosted.values():
+                        nursery.start_soon(hosted.run)
+                        nursery.start_soon(self._learn_digest, hosted)
+                    await self._live(directory)
+
+    # HTTP
+
+    async def _open_http(self, nursery: trio.Nursery, directory: Path) -> None:
+        settings, policy = self.settings, self._policy(directory)
+        host = "0.0.0.0" if settings.listen else "127.0.0.1"
+        front = create_front(
+            self.answers,
+            policy=policy,
+            clock=time.time,
+            random=SystemRandom(),
+            journal=self.journal,
+        )
+        port = await nursery.start(
+            partial(serve, front, host=host, port=settings.port, flag="--port")
+        )
+        self.api_url = f"http://localhost:{port}/v1"
+        self.journal.info("api_ready", f"The API answers on {self.api_url}", api_url=self.api_url)
+        page = create_console(
+            self, policy=policy, token=self._token, routes=self.plugins.routes(),
+            journal=self.journal,
+        )  # fmt: skip
+        port = await nursery.start(
+            partial(serve, page, host=host, port=settings.console, flag="--console")
+        )
+        self.console_url = f"http://localhost:{port}"
+
+    def _policy(self, directory: Path) -> Policy:
+        settings, key = self.settings, self.settings.api_key
+        if settings.listen and not key:
+            key, is_new = state.api_key(directory)
+            if is_new:
+                self.journal.info(
+                    "api_key", f"The API key, shown once and kept in {directory}: {key}",
+                    api_key=key,
+                )  # fmt: skip
+        return Policy(
+            listen=settings.listen,
+            api_key=key or None,
+            allow_hosts=frozenset(settings.allow_host),
+            allow_origins=frozenset(settings.allow_origin),
+        )
+
+    def _node_file(self) -> state.NodeFile:
+        return state.NodeFile(
+            pid=os.getpid(),
+            name=self.settings.node_name,
+            api_url=self.api_url,
+            console_url=self.console_url,
+            token=self._token,
+        )
+
+    # What the console asks
+
+    def status(self) -> dict[str, Any]:
+        return status(self, time.time())
+
+    async def invite(self, role: Role, until: int | None) -> str:
+        """A new invite. Raises LocalError where this node cannot make one."""
+        if self.inviter is None or self.network is None:
+            raise LocalError("the node is still starting; try again in a second")
+        return self.inviter.make(self._seeds(self.network), role, until)
+
+    # The mesh
+
+    async def _live(self, directory: Path) -> None:
+        # libp2p takes seconds to import: in a thread, while both ports answer already.
+        net = await trio.to_thread.run_sync(importlib.import_module, "p2p_mesh.net.mesh")
+        files = await trio.to_thread.run_sync(importlib.import_module, "p2p_mesh.net.identity")
+        identity: Identity = files.load_identity(directory / "node.key")
+        name = self.settings.node_name
+        belonging = state.belong(directory, self._tickets, identity.public_key, name)
+        self.belonging, self.inviter = belonging, state.Inviter(directory, belonging)
+        self.role = check(belonging.credential, belonging.mesh, time.time()).role
+        members = self.members = Members(
+            self.inventory,
+            mesh_key=belonging.mesh,
+            journal=self.journal,
+            clock=time.time,
+            answer=self._answer_peer,
+            changed=self._hear,
+        )
+        async with net.open_network(
+            identity=identity,
+            mesh_key=belonging.mesh,
+            credential=belonging.credential,
+            listen=self._listen(belonging),
+            seeds=belonging.seeds,
+            handlers=members,
+            journal=self.journal,
+            clock=time.time,
+            rng=SystemRandom(),
+        ) as network:
+            self.network, members.know = network, network.know
+            self.answers.me, self.answers.ask = network.peer_id, network.ask
+            await self._take_part(network, identity, directory)
+
+    def _listen(self, belonging: state.Belonging) -> tuple[str, ...]:
+        host = self.settings.p2p_host or "0.0.0.0"
+        port = self.settings.p2p_port
+        if port == 0 and _is_free(host, belonging.port):
+            port = belonging.port
+        family = "ip6" if ":" in host else "ip4"
+        return (f"/{family}/{host}/tcp/{port}",)
+
+    async def _take_part(self, network: Network, identity: Identity, directory: Path) -> None:
+        """Announces, listens and forgets until cancelled; says `ready` when it is."""
+        assert self.belonging is not None
+        assert self.members is not None
+        self._remember_port(network, directory)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._expire)
+            await self.extensions.open_topics(network, nursery)
+            if not self.settings.client and self.role == "member":
+                announcer = Announcer(
+                    identity.key, self.belonging.credential,
+                    name=self.settings.node_name, boot=self.started,
+                )  # fmt: skip
+                nursery.start_soon(
+                    announce,
+                    partial(network.publish, "inventory"),
+                    partial(self._next_announcement, announcer, network),
+                    lambda: self._changed,
+                    self.journal,
+                )
+            await self._say_ready(network)
+
+    def _next_announcement(self, announcer: Announcer, network: Network) -> bytes:
+        served = [found for one in self.hosted.values() if (found := one.served()) is not None]
+        envelope = announcer.make(served, self.resources, network.addresses(), time.time())
+        assert self.members is not None
+        self.members.keep(envelope)
+        return envelope
+
+    async def _expire(self) -> None:
+        assert self.members is not None
+        while True:
+            await trio.sleep(EXPIRY_CHECK)
+            self.members.expire()
+
+    def _remember_port(self, network: Network, directory: Path) -> None:
+        assert self.belonging is not None
+        port = int(network.addresses()[0].rsplit("/", 1)[1])
+        self.belonging = msgspec.structs.replace(self.belonging, port=port)
+        state.remember(directory, self.belonging)
+        self.inviter = state.Inviter(directory, self.belonging)
+
+    async def _say_ready(self, network: Network) -> None:
+        assert self.belonging is not None
+        assert self.inviter is not None
+        for hosted in self.hosted.values():
+            await hosted.wait_settled()
+        if self.belonging.seeds:
+            await self._reach()
+        self.answers.is_joining = False
+        invite = self.inviter.standing(self._seeds(network))
+        self.journal.info(
+            "ready", f"{self.settings.node_name} is ready",
+            api_url=self.api_url, console_url=self.console_url, peer_id=network.peer_id,
+            p2p_addrs=list(self._seeds(network)), mesh_id=self.belonging.id, invite=invite,
+            models=[one.load.model.id for one in self.hosted.values() if one.state == "ready"],
+        )  # fmt: skip
+
+    def _hear(self) -> None:
+        """A peer came, or announced something new."""
+        self._news.set()
+        self._news = trio.Event()
+
+    async def _reach(self) -> None:
+        """Returns when the mesh was reached and has said what it offers, or patience is over."""
+        assert self.members is not None
+        with trio.move_on_after(JOIN_PATIENCE):
+            while not self.members.connected:
+                await self._news.wait()
+            with trio.move_on_after(SNAPSHOT_PATIENCE):
+                while not any(offer.peer != self.answers.me for offer in self.inventory.offers()):
+                    await self._news.wait()
+
+    def _seeds(self, network: Network) -> tuple[str, ...]:
+        return tuple(f"{address}/p2p/{network.peer_id}" for address in network.addresses())
+
+    def _answer_peer(self, request: InferenceRequest) -> Answer:
+        """Raises UnknownModel; a peer is answered by this node's own models only."""
+        hosted = self.hosted.get(request.model)
+        if hosted is None:
+            raise UnknownModel(f"{self.settings.node_name} does not serve {request.model!r}")
+        return hosted.generate(request)
+
+    # Beside
+
+    async def _learn_digest(self, hosted: Hosted) -> None:
+        if hosted.digest is None:
+            hosted.digest = await self._digests.of(Path(hosted.load.model.path))
+            self._change()
+
+
+def _is_free(host: str, port: int) -> bool:
+    """Whether the port of last time can be had again."""
+    if port == 0:
+        return False
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,189 @@
+"""Loads plugins, the bundled and everybody else's in the same way, and calls their hooks.
+
+pluggy's own loader stops at the first entry point that fails to import, and its callers pass on
+what an implementation raises. Here each plugin stands for itself: whatever it does wrong, it is
+skipped, the reason is kept for `meshnode plugins`, and the others go on.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import click
+import pluggy
+import trio
+from starlette.routing import BaseRoute
+
+from p2p_mesh import hookspecs
+from p2p_mesh.errors import LocalError
+from p2p_mesh.hookspecs import API_VERSION, PROJECT, Event, Topic
+from p2p_mesh.serve.backend import Backend
+
+SECONDS = 5.0
+"""How long a hook, or the import of a plugin, may take."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Plugin:
+    name: str
+    version: str
+    state: Literal["active", "skipped"] = "active"
+    reason: str = ""
+
+
+class Plugins:
+    """The plugins of this process, by name."""
+
+    def __init__(self, *, seconds: float = SECONDS) -> None:
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        self._plugins: dict[str, Plugin] = {}
+        self._seconds = seconds
+
+    def load(self) -> None:
+        """Loads every entry point of the group; what fails is skipped."""
+        for point in importlib.metadata.entry_points(group=PROJECT):
+            version = point.dist.version if point.dist else ""
+            self.add(point.name, point.load, version=version)
+
+    def add(self, name: str, load: Callable[[], object], *, version: str = "") -> None:
+        """Registers the plugin that `load` returns."""
+        if name in self._plugins:
+            name = f"{name} ({len(self._plugins)})"
+        self._plugins[name] = Plugin(name, version)
+        try:
+            plugin = within(self._seconds, load)
+            _check(plugin)
+            self._manager.register(plugin, name=name)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - any failure is the plugin's own
+            self._skip(name, f"{type(error).__name__}: {error}")
+
+    def report(self) -> tuple[Plugin, ...]:
+        return tuple(self._plugins.values())
+
+    def backends(self) -> tuple[Backend, ...]:
+        return tuple(self._each("meshnode_backends", _backend))
+
+    def routes(self) -> Mapping[str, Sequence[BaseRoute]]:
+        found = self._call("meshnode_routes")
+        return {name: tuple(routes) for name, routes in found if routes}
+
+    def topics(self) -> tuple[Topic, ...]:
+        return tuple(self._each("meshnode_topics", _topic))
+
+    def commands(self, group: click.Group) -> None:
+        """Lets plugins add commands, but not replace any."""
+        for name in self._implementers("meshnode_commands"):
+            extra = click.Group()
+            for _ in self._call("meshnode_commands", only=name, group=extra):
+                pass
+            for command, body in extra.commands.items():
+                if command in group.commands:
+                    self._skip(name, f"its command {command!r} exists already")
+                else:
+                    group.add_command(body, command)
+
+    async def tell(self, event: Event) -> None:
+        """Passes an event to every plugin that wants it; one that raises or hangs is skipped."""
+        for implementation in self._manager.hook.meshnode_event.get_hookimpls():
+            try:
+                answer = implementation.function(event)
+                if inspect.isawaitable(answer):
+                    with trio.fail_after(self._seconds):
+                        await answer
+            except Exception as error:  # noqa: BLE001 - a plugin's defect must not reach the node
+                self._skip(
+                    implementation.plugin_name, f"meshnode_event: {type(error).__name__}: {error}"
+                )
+
+    def _each(self, hook: str, check: Callable[[Any], T]) -> Iterable[T]:
+        """The checked elements of the lists that a hook's implementations return."""
+        for name, answer in self._call(hook):
+            try:
+                yield from [check(one) for one in answer]
+            except (LocalError, TypeError) as error:
+                self._skip(name, f"{hook}: {error}")
+
+    def _call(self, hook: str, only: str | None = None, **given: Any) -> list[tuple[str, Any]]:
+        answers = []
+        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            name = implementation.plugin_name
+            if only not in (None, name):
+                continue
+            wanted = {key: given[key] for key in implementation.argnames}
+            try:
+                answer = within(self._seconds, lambda: implementation.function(**wanted))  # noqa: B023
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - see the module's docstring
+                self._skip(name, f"{hook}: {type(error).__name__}: {error}")
+                continue
+            answers.append((name, answer))
+        return answers
+
+    def _implementers(self, hook: str) -> list[str]:
+        return [one.plugin_name for one in getattr(self._manager.hook, hook).get_hookimpls()]
+
+    def _skip(self, name: str, reason: str) -> None:
+        if self._manager.has_plugin(name):
+            self._manager.unregister(name=name)
+        plugin = self._plugins[name]
+        plugin.state, plugin.reason = "skipped", reason[:500]
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns or raises; TimeoutError after `seconds`. A call that hangs is left
+    behind in a thread that does not keep the process alive.
+    """
+    outcome: list[Callable[[], T]] = []
+
+    def run() -> None:
+        try:
+            value = call()
+            outcome.append(lambda: value)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - raised again in the caller
+            outcome.append(_raiser(error))
+
+    thread = threading.Thread(target=run, daemon=True, name="plugin")
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError(f"it did not end within {seconds:g} s")
+    return outcome[0]()
+
+
+def _raiser(error: BaseException) -> Callable[[], Any]:
+    def again() -> Any:
+        raise error
+
+    return again
+
+
+def _check(plugin: object) -> None:
+    """Raises LocalError for another API version, or a hook that does not exist."""
+    wanted = getattr(plugin, "meshnode_api", None)
+    if wanted != API_VERSION:
+        raise LocalError(f"it is for plugin API {wanted}, this is {API_VERSION}")
+    marker = f"{PROJECT}_impl"
+    for name in dir(plugin):
+        if hasattr(getattr(plugin, name, None), marker) and not hasattr(hookspecs, name):
+            raise LocalError(f"there is no hook {name!r}")
+
+
+def _backend(found: Any) -> Backend:
+    missing = [part for part in ("name", "assess", "open") if not hasattr(found, part)]
+    if missing:
+        raise LocalError(f"{found!r} is no backend: it has no {', '.join(missing)}")
+    backend: Backend = found
+    return backend
+
+
+def _topic(found: Any) -> Topic:
+    if not isinstance(found, Topic):
+        raise LocalError(f"{found!r} is no Topic")
+    return found

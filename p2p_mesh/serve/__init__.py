@@ -1,0 +1,1 @@
+"""Models on this machine: files, backends, engines and who keeps them alive."""

@@ -1,0 +1,138 @@
+"""What a backend is: the contract between a node and whatever runs a model. Part of API_VERSION.
+
+A Backend says whether it could serve a model (`assess`, pure) and serves it (`open`). What it
+opens is an Engine. Everything that an engine may raise towards its caller is a MeshError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from p2p_mesh.core.names import Digest, PeerId
+from p2p_mesh.core.records import Announcement, Delta, InferenceRequest, ModelFile, Resources
+
+Capability = Literal["generate", "embed", "rerank", "forward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How a model is wanted. None means: as the backend thinks best."""
+
+    model: ModelFile
+    context: int | None = None
+    """Tokens of one sequence, prompt and answer together."""
+    slots: int | None = None
+    """Sequences at a time."""
+    threads: int | None = None
+    memory_limit: int | None = None
+    """Bytes that weights, KV cache and compute buffers may take together."""
+    progress: Callable[[float], None] = field(default=lambda _: None, compare=False)
+    """Called with 0.0 to 1.0 while the model loads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A model fits: with this context and these slots it takes this much memory."""
+
+    context: int
+    slots: int
+    memory_bytes: int
+    tokens_per_second: float | None = None
+    """Expected decode speed of one sequence; None where nothing was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A model cannot be served here: why, and what would help."""
+
+    reason: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """An open engine: what it can do, and how much of it at a time."""
+
+    capabilities: frozenset[Capability]
+    context: int
+    slots: int
+    resumable: bool = True
+    """False for an engine that gives no token ids: its answers cannot be continued elsewhere."""
+    numerics: str = ""
+    """Build, device, KV type, attention: equal strings mean equal floating point."""
+    device: str = "cpu"
+    pid: int | None = None
+
+
+class Stream(Protocol):
+    """An open stream to a peer, in the protocol that it was opened for."""
+
+    async def send(self, frame: bytes) -> None: ...
+
+    async def receive(self) -> bytes:
+        """The next frame. Raises RemoteError where the peer closed or broke the stream."""
+        ...
+
+
+class Mesh(Protocol):
+    """The narrow port through which a backend sees the mesh."""
+
+    def peers(self) -> Sequence[tuple[PeerId, Announcement]]:
+        """The members that announce themselves, without this node."""
+        ...
+
+    def open_stream(self, peer: PeerId, protocol: str) -> AbstractAsyncContextManager[Stream]:
+        """A stream of the backend's own protocol to a member. Raises Unavailable."""
+        ...
+
+    def lease(self, memory_bytes: int) -> AbstractAsyncContextManager[None]:
+        """Holds that much of this node's memory against other loads. Raises Unavailable."""
+        ...
+
+    async def fetch(self, digest: Digest) -> Path:
+        """A local copy of the file with that SHA-256. Raises Unavailable if nobody has it."""
+        ...
+
+
+class Engine(Protocol):
+    """An open model. Offers those of generate, embed, rerank, forward that it declares."""
+
+    def describe(self) -> Description: ...
+
+    def generate(
+        self, request: InferenceRequest
+    ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
+        """The answer to a request, as it grows; leaving the context cancels it, and its slot is
+        free within one decode step. Iteration ends after the last delta, which has `usage`.
+        Raises RequestError for a request that the model cannot take, EngineDied if it ended.
+        """
+        ...
+
+    async def wait_ended(self) -> str:
+        """Returns when the engine ended by itself, with the reason in words."""
+        ...
+
+    async def close(self) -> None:
+        """Ends the engine; harmless when it has ended."""
+        ...
+
+
+class Backend(Protocol):
+    """A way to run models."""
+
+    @property
+    def name(self) -> str: ...
+
+    def assess(self, load: Load, resources: Resources) -> Fit | Refusal:
+        """Whether and how the model could be served with these resources. Pure."""
+        ...
+
+    def open(self, load: Load, mesh: Mesh) -> AbstractAsyncContextManager[Engine]:
+        """Loads the model; the engine lives as long as the context.
+        Raises ModelError if the model is at fault, EngineDied if the engine died while loading.
+        """
+        ...

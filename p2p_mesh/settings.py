@@ -1,0 +1,163 @@
+"""The settings of a node: defaults < settings file < MESHNODE_* < flags.
+
+One name for each everywhere: `--max-memory`, `MESHNODE_MAX_MEMORY`, `max_memory = 8`.
+A list in the environment is separated by commas.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TextIO
+
+import msgspec
+from msgspec import Meta, Struct
+
+from p2p_mesh.errors import SettingsError
+
+ENVIRONMENT = "MESHNODE_"
+CONFIG = "MESHNODE_CONFIG"
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+def _home(variable: str, fallback: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / fallback) / "meshnode"
+
+
+def default_data_dir() -> Path:
+    return _home("XDG_DATA_HOME", ".local/share")
+
+
+def cache_dir() -> Path:
+    return _home("XDG_CACHE_HOME", ".cache")
+
+
+def config_file() -> Path:
+    return Path(os.environ.get(CONFIG) or _home("XDG_CONFIG_HOME", ".config") / "config.toml")
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that a user can choose; docs/settings.md explains each."""
+
+    model: tuple[str, ...] = ()
+    join: tuple[str, ...] = ()
+    client: bool = False
+    port: Port = 9337
+    console: Port = 3131
+    p2p_port: Port = 0
+    p2p_host: str = ""
+    """An address to listen on for peers; empty: all interfaces."""
+    data_dir: str = ""
+    name: Annotated[str, Meta(max_length=64)] = ""
+    ctx: Annotated[int, Meta(ge=16, le=2**24)] | None = None
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    max_memory: Annotated[float, Meta(gt=0, le=2**20)] | None = None
+    """GB (10^9 bytes) that all models of this node may take together."""
+    listen: bool = False
+    api_key: str = ""
+    allow_host: tuple[str, ...] = ()
+    allow_origin: tuple[str, ...] = ()
+    log_format: Literal["pretty", "json"] = "pretty"
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir).expanduser() if self.data_dir else default_data_dir()
+
+    @property
+    def node_name(self) -> str:
+        return self.name or socket.gethostname()
+
+    @property
+    def memory_limit(self) -> int | None:
+        return None if self.max_memory is None else int(self.max_memory * 1e9)
+
+
+_FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
+_LISTS = {name for name, field in _FIELDS.items() if field.default == ()}
+
+
+def load(
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str] | None = None,
+    *,
+    stdin: TextIO | None = None,
+) -> Settings:
+    """The settings in force. `flags` holds what was given, None or () where it was not.
+
+    Raises SettingsError, naming where the wrong value stands.
+    """
+    environment = os.environ if environment is None else environment
+    given = {
+        **_from_file(config_file()),
+        **_from_environment(environment),
+        **{name: value for name, value in flags.items() if value not in (None, ())},
+    }
+    settings = _convert(given, "the setting")
+    return _open_secrets(settings, stdin or sys.stdin)
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"the settings file {path} cannot be read: {error}") from error
+    _convert(values, f"the settings file {path}")
+    return values
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(ENVIRONMENT) or variable == CONFIG:
+            continue
+        name = variable.removeprefix(ENVIRONMENT).lower()
+        if name not in _FIELDS:
+            raise SettingsError(f"there is no setting {variable}; see `meshnode run --help`")
+        found[name] = [part for part in text.split(",") if part] if name in _LISTS else text
+        _convert({name: found[name]}, variable)
+    return found
+
+
+def _convert(values: Mapping[str, Any], where: str) -> Settings:
+    try:
+        return msgspec.convert(dict(values), Settings, strict=False)
+    except msgspec.ValidationError as error:
+        # "Expected `int` <= 65535 - at `$.port`"
+        wanted, _, path = str(error).partition(" - at `$.")
+        name = path.rstrip("`").replace("_", "-")
+        raise SettingsError(f"{where} {name}: {wanted}".replace(" :", ":")) from error
+
+
+def _open_secrets(settings: Settings, stdin: TextIO) -> Settings:
+    """Tokens and keys may stand in a file or come on standard input, so that no process list
+    shows them.
+    """
+    read = 0
+
+    def opened(value: str) -> str:
+        nonlocal read
+        if value == "-":
+            read += 1
+            if read > 1:
+                raise SettingsError("only one of --join and --api-key can come by standard input")
+            return stdin.readline().strip()
+        if value.startswith("@"):
+            return _read_secret(Path(value[1:]).expanduser())
+        return value
+
+    joins = tuple(opened(token) for token in settings.join)
+    return msgspec.structs.replace(settings, join=joins, api_key=opened(settings.api_key))
+
+
+def _read_secret(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error

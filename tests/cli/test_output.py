@@ -1,0 +1,79 @@
+"""How it looks: JSON lines, lines for people, tables."""
+
+import io
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from p2p_mesh.cli import output
+from p2p_mesh.journal import Entry
+
+READY = Entry(
+    "info", "ready", "alice is ready",
+    {"api_url": "http://localhost:9337/v1", "console_url": "http://localhost:3131",
+     "models": ["tiny"], "invite": "mn1_" + "x" * 400},
+)  # fmt: skip
+
+
+def clock() -> datetime:
+    return datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC)
+
+
+class Closed(io.StringIO):
+    """A pipe whose reader has left."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_json_log_is_one_object_a_line() -> None:
+    stream = io.StringIO()
+    write = output.json_log(stream, clock)
+    write(READY)
+    write(Entry("debug", "detail", "never shown"))
+    (line,) = stream.getvalue().splitlines()
+    found = json.loads(line)
+    assert list(found)[:4] == ["timestamp", "level", "event", "message"]
+    assert found["timestamp"] == "2026-01-02T03:04:05.678Z"
+    assert found["models"] == ["tiny"]
+
+
+def test_pretty_log_has_no_colour_off_a_terminal_and_breaks_no_token() -> None:
+    stream = io.StringIO()
+    write = output.pretty_log(stream, clock)
+    write(Entry("warning", "x", "careful [bold]not markup[/bold]"))
+    write(READY)
+    write(Entry("debug", "detail", "never shown"))
+    shown = stream.getvalue()
+    assert "\x1b" not in shown
+    assert "careful [bold]not markup[/bold]" in shown
+    assert READY.fields["invite"] in shown
+    assert "meshnode run --join <invite>" in shown
+    assert "detail" not in shown
+
+
+def test_without_the_mesh_key_no_invite_is_shown() -> None:
+    stream = io.StringIO()
+    output.pretty_log(stream, clock)(
+        Entry("info", "ready", "ready", {**READY.fields, "invite": None, "models": []})
+    )
+    assert "Invite" not in stream.getvalue()
+    assert "none of its own" in stream.getvalue()
+
+
+@pytest.mark.parametrize("form", [output.json_log, output.pretty_log])
+def test_reader_that_left_does_not_end_the_node(form: object) -> None:
+    form(Closed(), clock)(READY)  # type: ignore[operator]
+
+
+def test_table_is_as_wide_as_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(("NAME", "VALUE"), [["a" * 90, "[b]"], ["c", "d"]])
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first.split() == ["NAME", "VALUE"]
+    assert second.split() == ["a" * 90, "[b]"]
+
+
+def test_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    output.error("two\nlines " + "x" * 200)
+    assert capsys.readouterr().err == "Error: two lines " + "x" * 200 + "\n"

@@ -1,0 +1,249 @@
+"""A request finds the node that answers it, and the next one if that fails in time."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from p2p_mesh.core.inventory import Inventory, Offer
+from p2p_mesh.core.names import ModelId, PeerId, RequestId
+from p2p_mesh.core.records import (
+    Announcement,
+    Delta,
+    InferenceRequest,
+    Resources,
+    ServedModel,
+    TextPrompt,
+    Usage,
+)
+from p2p_mesh.errors import (
+    EngineDied,
+    Loading,
+    MeshError,
+    Overloaded,
+    RemoteError,
+    RequestError,
+    Unavailable,
+    UnknownModel,
+)
+from p2p_mesh.journal import Journal
+from p2p_mesh.node.answers import Answers
+
+Script = Callable[[], AsyncIterator[Delta]]
+LAST = Delta(finish="stop", usage=Usage(prompt_tokens=1, completion_tokens=1))
+
+
+def request(model: str = "m") -> InferenceRequest:
+    return InferenceRequest(
+        id=RequestId("r"), model=ModelId(model), prompt=TextPrompt(text="hello")
+    )
+
+
+async def says(*words: str) -> AsyncIterator[Delta]:
+    for word in words:
+        yield Delta(text=word)
+    yield LAST
+
+
+async def fails(error: MeshError, *before: str) -> AsyncIterator[Delta]:
+    for word in before:
+        yield Delta(text=word)
+    raise error
+
+
+async def silent() -> AsyncIterator[Delta]:
+    nothing: tuple[Delta, ...] = ()
+    for delta in nothing:
+        yield delta
+
+
+class Case:
+    """Answers over scripted peers; `asked` is who was asked, in order."""
+
+    def __init__(self, peers: dict[str, Script], here: Any = None, models: str = "m") -> None:
+        self.asked: list[str] = []
+        self.closed: list[str] = []
+        self.inventory = Inventory()
+        for peer in peers:
+            self.inventory.apply(offer(peer, models))
+        hosted = {"m": here} if here is not None else {}
+        self.answers = Answers(hosted, self.inventory, Journal(), clock=lambda: 7.0)
+        self.answers.is_joining = False
+        self._peers = peers
+        self.answers.ask = self._ask
+
+    @asynccontextmanager
+    async def _ask(
+        self, peer: PeerId, request: InferenceRequest
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
+        self.asked.append(peer)
+        try:
+            yield self._peers[peer]()
+        finally:
+            self.closed.append(peer)
+
+    async def text(self, model: str = "m") -> str:
+        async with self.answers.answer(request(model)) as deltas:
+            return "".join([delta.text async for delta in deltas])
+
+
+def offer(peer: str, models: str) -> Offer:
+    announcement = Announcement(
+        sequence=(1, 1), issued_at=0, lifetime=60, name=peer, version="1",
+        resources=Resources(memory_total=1, memory_free=1, threads=1),
+        models=tuple(ServedModel(id=ModelId(name), context=8, slots=2) for name in models.split()),
+    )  # fmt: skip
+    return Offer(PeerId(peer), announcement, b"", 60.0)
+
+
+def hosted(script: Script, state: str = "ready") -> Any:
+    @asynccontextmanager
+    async def generate(request: InferenceRequest) -> AsyncIterator[AsyncIterator[Delta]]:
+        if state == "loading":
+            raise Loading("it is being loaded", retry_after=1.0)
+        yield script()
+
+    served = ServedModel(id=ModelId("m"), context=8, slots=2) if state == "ready" else None
+    model = SimpleNamespace(id=ModelId("m"))
+    return SimpleNamespace(
+        state=state, slots=2, active=0, queued=0, generate=generate,
+        served=lambda: served, load=SimpleNamespace(model=model),
+    )  # fmt: skip
+
+
+async def test_model_here_is_answered_here() -> None:
+    case = Case({"a": lambda: says("there")}, here=hosted(lambda: says("here")))
+    assert await case.text() == "here"
+    assert case.asked == []
+
+
+async def test_model_elsewhere_is_answered_there() -> None:
+    case = Case({"a": lambda: says("a", "b")})
+    assert await case.text() == "ab"
+    assert case.closed == ["a"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable("gone"),
+        RemoteError("nonsense"),
+        EngineDied("killed"),
+        Overloaded("full"),
+        UnknownModel("unloaded"),
+        Loading("soon"),
+    ],
+)
+async def test_failure_before_the_first_delta_goes_on_to_the_next(error: MeshError) -> None:
+    case = Case({"a": lambda: fails(error), "b": lambda: fails(error), "c": lambda: says("yes")})
+    assert await case.text() == "yes"
+    assert case.asked[-1] == "c"
+    assert len(set(case.asked)) == len(case.asked)
+    assert case.closed == case.asked
+
+
+async def test_failure_after_the_first_delta_is_the_answers_own() -> None:
+    case = Case(
+        {
+            "a": lambda: fails(EngineDied("killed"), "so"),
+            "b": lambda: fails(EngineDied("killed"), "so"),
+        }
+    )
+    got: list[str] = []
+
+    async def read() -> None:
+        async with case.answers.answer(request()) as deltas:
+            async for delta in deltas:
+                got.append(delta.text)  # noqa: PERF401 - what came before the error counts
+
+    with pytest.raises(EngineDied):
+        await read()
+    assert got == ["so"]
+    assert len(case.asked) == 1
+
+
+async def test_wrong_request_is_wrong_everywhere() -> None:
+    wrong = RequestError("too long", param="messages")
+    case = Case({"a": lambda: fails(wrong), "b": lambda: fails(wrong)})
+    with pytest.raises(RequestError):
+        await case.text()
+    assert len(case.asked) == 1
+
+
+async def test_answer_that_ends_before_it_began_is_a_failure() -> None:
+    case = Case({"a": silent})
+    with pytest.raises(RemoteError, match="before it began"):
+        await case.text()
+
+
+async def test_failing_peer_is_suspected_until_it_answers() -> None:
+    scripts: dict[str, Script] = {"a": lambda: fails(Unavailable("gone"))}
+    case = Case(scripts)
+    with pytest.raises(Unavailable):
+        await case.text()
+    assert case.inventory.is_suspect(PeerId("a"))
+    assert case.answers.models() == ()
+    scripts["a"] = lambda: says("back")
+    assert await case.text() == "back"  # the last resort is asked all the same
+    assert not case.inventory.is_suspect(PeerId("a"))
+
+
+async def test_full_peer_is_not_suspected() -> None:
+    case = Case({"a": lambda: fails(Overloaded("full", retry_after=2.0))})
+    with pytest.raises(Overloaded) as caught:
+        await case.text()
+    assert caught.value.retry_after == 2.0
+    assert not case.inventory.is_suspect(PeerId("a"))
+
+
+async def test_client_is_told_to_wait_rather_than_that_something_broke() -> None:
+    case = Case({"a": lambda: fails(Overloaded("full")), "b": lambda: fails(Unavailable("gone"))})
+    with pytest.raises(Overloaded):
+        await case.text()
+
+
+async def test_loading_model_is_asked_for_elsewhere_first() -> None:
+    case = Case({"a": lambda: says("there")}, here=hosted(lambda: says("here"), "loading"))
+    assert await case.text() == "there"
+    alone = Case({}, here=hosted(lambda: says("here"), "loading"))
+    with pytest.raises(Loading):
+        await alone.text()
+
+
+async def test_unknown_model_names_those_that_are_there() -> None:
+    case = Case({"a": lambda: says("x")}, models="m n")
+    with pytest.raises(UnknownModel, match="no model 'gone' here; there are: m, n") as caught:
+        await case.text("gone")
+    assert caught.value.param == "model"
+    with pytest.raises(UnknownModel, match="none yet"):
+        await Case({}).text()
+
+
+async def test_nothing_is_unknown_while_the_node_joins() -> None:
+    case = Case({})
+    case.answers.is_joining = True
+    with pytest.raises(Unavailable, match="joining"):
+        await case.text()
+
+
+async def test_before_the_network_is_up_peers_cannot_be_asked() -> None:
+    case = Case({"a": lambda: says("x")})
+    case.answers.ask = None
+    with pytest.raises(Unavailable, match="not connected yet"):
+        await case.text()
+
+
+def test_models_are_the_union() -> None:
+    case = Case({"a": silent, "b": silent}, here=hosted(silent), models="m n")
+    cards = case.answers.models()
+    assert [(card.id, card.nodes, card.created) for card in cards] == [("m", 3, 7), ("n", 2, 7)]
+    loading = Case({}, here=hosted(silent, "loading")).answers.models()
+    assert [(card.id, card.state) for card in loading] == [("m", "loading")]
+
+
+def test_own_announcement_counts_once() -> None:
+    case = Case({"a": silent}, here=hosted(silent))
+    case.answers.me = PeerId("a")
+    assert [card.nodes for card in case.answers.models()] == [1]

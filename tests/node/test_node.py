@@ -1,0 +1,109 @@
+"""A node before it runs; tests/real runs it."""
+
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from p2p_mesh.core.names import ModelId, RequestId
+from p2p_mesh.core.records import InferenceRequest, ModelFile, TextPrompt
+from p2p_mesh.errors import Loading, LocalError, UnknownModel
+from p2p_mesh.hookspecs import hookimpl
+from p2p_mesh.journal import Entry, Journal
+from p2p_mesh.node.node import Node
+from p2p_mesh.plugins import Plugins
+from p2p_mesh.serve.backend import Load
+from p2p_mesh.serve.store import Digests
+from p2p_mesh.settings import Settings
+from p2p_mesh.state import Belonging
+from p2p_mesh.testing.backend import Echo
+
+MODEL = ModelFile(
+    id=ModelId("m"), path="/m.gguf", size_bytes=1, architecture="llama", context_length=64,
+    kv_bytes_per_token=1,
+)  # fmt: skip
+
+
+def node(tmp_path: Path, said: list[Entry] | None = None, **settings: Any) -> Node:
+    plugins = Plugins()
+    echo = SimpleNamespace(meshnode_api=1, meshnode_backends=hookimpl(lambda: [Echo()]))
+    plugins.add("echo", lambda: echo)
+    return Node(
+        Settings(data_dir=str(tmp_path), **settings), [MODEL], (), plugins,
+        Digests(tmp_path / "digests.json"), Journal(*([said.append] if said is not None else [])),
+    )  # fmt: skip
+
+
+def belonging(port: int) -> Belonging:
+    return msgspec.convert(
+        {"mesh": b"m" * 32, "name": "x", "port": port,
+         "credential": {"membership": {"payload": b"", "signature": bytes(64)}}},
+        Belonging,
+    )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_settings_reach_the_load(tmp_path: Path) -> None:
+    load = node(tmp_path, ctx=32, threads=1, max_memory=2.0).hosted["m"].load
+    assert (load.context, load.threads, load.memory_limit) == (32, 1, 2_000_000_000)
+
+
+def test_port_of_last_time_is_taken_again_if_it_is_free(tmp_path: Path) -> None:
+    mine = node(tmp_path, p2p_host="127.0.0.1")
+    port = free_port()
+    assert mine._listen(belonging(port)) == (f"/ip4/127.0.0.1/tcp/{port}",)
+    with socket.create_server(("127.0.0.1", port)):
+        assert mine._listen(belonging(port)) == ("/ip4/127.0.0.1/tcp/0",)
+    assert mine._listen(belonging(0)) == ("/ip4/127.0.0.1/tcp/0",)
+
+
+def test_given_port_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert node(tmp_path, p2p_port=4001)._listen(belonging(9)) == ("/ip4/0.0.0.0/tcp/4001",)
+    assert node(tmp_path, p2p_host="::1", p2p_port=4001)._listen(belonging(9)) == (
+        "/ip6/::1/tcp/4001",
+    )
+
+
+async def test_invite_needs_a_node_that_is_up(tmp_path: Path) -> None:
+    with pytest.raises(LocalError, match="still starting"):
+        await node(tmp_path).invite("member", None)
+
+
+async def test_peer_gets_this_nodes_models_only(tmp_path: Path) -> None:
+    mine = node(tmp_path)
+    request = InferenceRequest(
+        id=RequestId("r"), model=ModelId("m"), prompt=TextPrompt(text="hello")
+    )
+    with pytest.raises(Loading):
+        async with mine._answer_peer(request):
+            pass
+    with pytest.raises(UnknownModel):
+        mine._answer_peer(msgspec.structs.replace(request, model=ModelId("other")))
+
+
+def test_listening_makes_a_key_and_shows_it_once(tmp_path: Path) -> None:
+    said: list[Entry] = []
+    policies = [node(tmp_path, said, listen=True)._policy(tmp_path) for _ in range(2)]
+    assert policies[0].api_key == policies[1].api_key is not None
+    assert [entry.event for entry in said] == ["api_key"]
+    assert node(tmp_path, listen=True, api_key="mine")._policy(tmp_path).api_key == "mine"
+    assert node(tmp_path)._policy(tmp_path).api_key is None
+
+
+async def test_digest_is_learned_beside(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"x")
+    mine = node(tmp_path)
+    hosted = mine.hosted["m"]
+    hosted.load = Load(msgspec.structs.replace(MODEL, path=str(path)))
+    await mine._learn_digest(hosted)
+    assert hosted.digest is not None
+    assert hosted.digest.startswith("2d711642")

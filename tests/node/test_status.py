@@ -1,0 +1,50 @@
+"""The status is plain values, and holds no secret."""
+
+import json
+from pathlib import Path
+
+from p2p_mesh.core.inventory import Offer
+from p2p_mesh.core.invite import Member
+from p2p_mesh.core.names import ModelId, PeerId
+from p2p_mesh.core.records import Announcement, Resources, ServedModel
+from p2p_mesh.node.status import status
+from tests.node.test_node import node
+
+
+def test_status_of_a_node_that_starts(tmp_path: Path) -> None:
+    mine = node(tmp_path, name="alice")
+    found = status(mine, mine.started + 2.5)
+    assert json.loads(json.dumps(found)) == found
+    assert (found["name"], found["uptime_s"], found["peer_id"]) == ("alice", 2.5, None)
+    (model,) = found["models"]
+    assert (model["id"], model["state"], model["engine_pid"]) == ("m", "loading", None)
+    assert found["plugins"][0]["name"] == "echo"
+    assert mine._token not in json.dumps(found)
+
+
+def test_peers_are_those_that_announce_and_those_that_are_connected(tmp_path: Path) -> None:
+    mine = node(tmp_path)
+    announcement = Announcement(
+        sequence=(1, 1), issued_at=0, lifetime=60, name="bob", version="1",
+        resources=Resources(memory_total=1, memory_free=1, threads=1),
+        models=(ServedModel(id=ModelId("tiny"), context=8, slots=1),),
+    )  # fmt: skip
+    for peer in ("a", "b", "c"):
+        mine.inventory.apply(Offer(PeerId(peer), announcement, b"", 60.0))
+    mine.inventory.suspect(PeerId("c"))
+
+    class Connected:
+        connected = {  # noqa: RUF012
+            PeerId("b"): Member(PeerId("b"), "member", None),
+            PeerId("d"): Member(PeerId("d"), "client", None),
+        }
+
+    mine.members = Connected()  # type: ignore[assignment]
+    peers = {one["peer_id"]: (one["state"], one["role"], one["models"])
+             for one in status(mine, 0.0)["peers"]}  # fmt: skip
+    assert peers == {
+        "a": ("known", "member", ["tiny"]),
+        "b": ("connected", "member", ["tiny"]),
+        "c": ("suspect", "member", ["tiny"]),
+        "d": ("connected", "client", []),
+    }

@@ -1,0 +1,215 @@
+"""Models are kept served: chosen, loaded, brought back, given up, queued for."""
+
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2p_mesh.core.names import ModelId, RequestId
+from p2p_mesh.core.records import InferenceRequest, ModelFile, Resources, TextPrompt
+from p2p_mesh.errors import EngineDied, Loading, ModelError, Overloaded, Unavailable
+from p2p_mesh.journal import Entry, Journal
+from p2p_mesh.serve import supervisor
+from p2p_mesh.serve.backend import Backend, Fit, Load, Refusal
+from p2p_mesh.serve.supervisor import Hosted, Memory, choose
+from p2p_mesh.testing.backend import Echo
+from p2p_mesh.testing.mesh import NoMesh
+
+RESOURCES = Resources(memory_total=100, memory_free=100, threads=2)
+LOAD = Load(
+    ModelFile(
+        id=ModelId("m"), path="/m.gguf", size_bytes=1, architecture="llama", context_length=64,
+        kv_bytes_per_token=1,
+    )
+)  # fmt: skip
+
+
+class Case:
+    """A hosted model, and all that it said."""
+
+    def __init__(self, *backends: Backend, resources: Resources = RESOURCES) -> None:
+        self.said: list[Entry] = []
+        self.changes = 0
+        self.memory = Memory(resources)
+        self.hosted = Hosted(
+            LOAD, backends, memory=self.memory, mesh=NoMesh(), journal=Journal(self.said.append),
+            rng=Random(1), changed=self._change,
+        )  # fmt: skip
+
+    def _change(self) -> None:
+        self.changes += 1
+
+    @property
+    def events(self) -> list[str]:
+        return [entry.event for entry in self.said]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Hosted]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.hosted.run)
+            await self.hosted.wait_settled()
+            yield self.hosted
+            nursery.cancel_scope.cancel()
+
+
+def ask(text: str = "one two three") -> InferenceRequest:
+    return InferenceRequest(id=RequestId("r"), model=ModelId("m"), prompt=TextPrompt(text=text))
+
+
+async def answer(hosted: Hosted, text: str = "one two three") -> str:
+    async with hosted.generate(ask(text)) as deltas:
+        return "".join([delta.text async for delta in deltas])
+
+
+async def test_model_becomes_ready_and_answers() -> None:
+    case = Case(Echo())
+    async with case.running() as hosted:
+        assert hosted.state == "ready"
+        served = hosted.served()
+        assert served is not None
+        assert (served.id, served.slots, served.numerics) == ("m", 2, "echo")
+        assert await answer(hosted) == "one two three"
+    assert case.events == ["model_ready"]
+    assert case.changes >= 1
+
+
+async def test_memory_is_leased_while_the_model_is_served() -> None:
+    case = Case(Echo(memory=60))
+    async with case.running():
+        assert case.memory.free().memory_free == 40
+    assert case.memory.free().memory_free == 100
+
+
+async def test_two_leases_do_not_take_the_same() -> None:
+    memory = Memory(RESOURCES)
+    async with memory.lease(60):
+        with pytest.raises(Unavailable, match="free"):
+            async with memory.lease(60):
+                pass
+
+
+async def test_model_that_does_not_fit_says_why() -> None:
+    case = Case(Echo(memory=101))
+    async with case.running() as hosted:
+        assert (hosted.state, hosted.served()) == ("failed", None)
+        with pytest.raises(Unavailable, match="too little memory free some"):
+            await answer(hosted)
+    assert case.events == ["model_failed"]
+
+
+async def test_no_backend_is_said() -> None:
+    case = Case()
+    async with case.running() as hosted:
+        assert "no backend is installed" in hosted.error
+
+
+@pytest.mark.parametrize(
+    "error", [ModelError("it is broken"), EngineDied("abort"), KeyError("bug")]
+)
+async def test_model_that_does_not_load_is_given_up(error: Exception) -> None:
+    echo = Echo()
+    echo.failures = [error]
+    case = Case(echo)
+    async with case.running() as hosted:
+        assert hosted.state == "failed"
+    assert case.events == ["model_failed"]
+    assert echo.engines == []
+
+
+async def test_loading_model_asks_for_patience(autojump_clock: MockClock) -> None:
+    case = Case(Echo(load_seconds=9))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(case.hosted.run)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Loading) as caught:
+            await answer(case.hosted)
+        assert caught.value.retry_after == 1.0
+        nursery.cancel_scope.cancel()
+
+
+async def test_dead_engine_comes_back(autojump_clock: MockClock) -> None:
+    echo = Echo()
+    case = Case(echo)
+    async with case.running() as hosted:
+        echo.engines[0].die()
+        await trio.testing.wait_all_tasks_blocked()
+        assert hosted.state == "loading"
+        await trio.sleep(1.0)
+        assert await answer(hosted) == "one two three"
+    assert case.events == ["model_ready", "engine_died", "model_ready"]
+
+
+async def test_answer_that_loses_its_engine_is_told(autojump_clock: MockClock) -> None:
+    echo = Echo(pause=1.0)
+    async with Case(echo).running() as hosted, hosted.generate(ask()) as deltas:
+        assert (await anext(deltas)).text == "one"
+        echo.engines[0].die()
+        with pytest.raises(EngineDied):
+            await anext(deltas)
+
+
+async def test_engine_that_dies_again_and_again_is_given_up(autojump_clock: MockClock) -> None:
+    echo = Echo()
+    case = Case(echo)
+    async with case.running() as hosted:
+        while hosted.state != "failed":
+            if hosted.state == "ready":
+                echo.engines[-1].die()
+            await trio.sleep(0.05)
+        assert len(echo.engines) == supervisor.MAX_RELOADS + 1
+    assert case.events[-1] == "model_failed"
+
+
+async def test_slots_bound_what_runs_and_the_queue_what_waits(autojump_clock: MockClock) -> None:
+    echo = Echo(pause=1.0)
+    async with Case(echo).running() as hosted, trio.open_nursery() as nursery:
+        for _ in range(2 + supervisor.QUEUE):
+            nursery.start_soon(answer, hosted)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (hosted.active, hosted.queued) == (2, supervisor.QUEUE)
+        assert echo.engines[0].active == 2
+        with pytest.raises(Overloaded) as caught:
+            await answer(hosted)
+        assert caught.value.retry_after == pytest.approx(supervisor.QUEUE / 2)
+    assert (hosted.active, hosted.queued) == (0, 0)
+
+
+async def test_cancelled_answer_frees_its_slot(autojump_clock: MockClock) -> None:
+    echo = Echo(pause=math.inf)
+    async with Case(echo).running() as hosted:
+        with trio.move_on_after(1):
+            await answer(hosted)
+        assert (hosted.active, echo.engines[0].active) == (0, 0)
+
+
+class Fixed(Echo):
+    """A backend that assesses every model alike."""
+
+    def __init__(self, found: Fit | Refusal) -> None:
+        super().__init__()
+        self.found = found
+
+    def assess(self, load: Load, resources: Resources) -> Fit | Refusal:
+        return self.found
+
+
+def chosen(*found: Fit | Refusal) -> int | Refusal:
+    backends: Sequence[Fixed] = [Fixed(one) for one in found]
+    best = choose(backends, LOAD, RESOURCES)
+    return best if isinstance(best, Refusal) else [one.found for one in backends].index(best[1])
+
+
+def test_fastest_backend_is_chosen_then_the_longest_context() -> None:
+    slow, fast = Fit(4096, 1, 1, tokens_per_second=5), Fit(1024, 1, 1, tokens_per_second=50)
+    assert chosen(slow, fast) == 1
+    assert chosen(Fit(1024, 1, 1), Refusal("no"), Fit(4096, 1, 1)) == 2
+
+
+def test_all_refusals_are_told() -> None:
+    assert chosen(Refusal("too big", "buy memory"), Refusal("no GPU")) == Refusal(
+        "too big; no GPU", "buy memory"
+    )

@@ -1,0 +1,97 @@
+"""Defaults < file < environment < flags, and errors that say where."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from p2p_mesh import settings as module
+from p2p_mesh.errors import SettingsError
+from p2p_mesh.settings import load
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "config.toml"
+    monkeypatch.setenv("MESHNODE_CONFIG", str(path))
+    return path
+
+
+def test_defaults() -> None:
+    settings = load({}, {})
+    assert (settings.port, settings.console, settings.p2p_port) == (9337, 3131, 0)
+    assert settings.memory_limit is None
+    assert settings.node_name
+
+
+def test_each_source_is_stronger_than_the_last(config: Path) -> None:
+    config.write_text('port = 1\nconsole = 2\nname = "file"\n')
+    environment = {"MESHNODE_CONSOLE": "3", "MESHNODE_NAME": "environment", "OTHER": "x"}
+    settings = load({"name": "flag", "ctx": None, "model": ()}, environment)
+    assert (settings.port, settings.console, settings.name) == (1, 3, "flag")
+
+
+def test_lists_in_the_environment_are_separated_by_commas() -> None:
+    assert load({}, {"MESHNODE_MODEL": "a.gguf,b.gguf"}).model == ("a.gguf", "b.gguf")
+
+
+def test_flags_come_as_text() -> None:
+    settings = load({"port": "8080", "max_memory": "1.5", "client": True}, {})
+    assert (settings.port, settings.memory_limit, settings.client) == (8080, 1_500_000_000, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "message"),
+    [
+        ({"port": "70000"}, {}, "the setting port: .*65535"),
+        ({"port": "x"}, {}, "the setting port"),
+        ({"log_format": "xml"}, {}, "the setting log-format"),
+        ({"max_memory": "-1"}, {}, "the setting max-memory"),
+        ({"ctx": "1"}, {}, "the setting ctx"),
+        ({}, {"MESHNODE_PORT": "x"}, "MESHNODE_PORT"),
+        ({}, {"MESHNODE_PROT": "1"}, "no setting MESHNODE_PROT"),
+    ],
+)
+def test_wrong_value_is_named(
+    flags: dict[str, str], environment: dict[str, str], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load(flags, environment)
+
+
+@pytest.mark.parametrize("text", ["port = [", "prot = 1", "port = 'x'"])
+def test_wrong_file_is_named(config: Path, text: str) -> None:
+    config.write_text(text)
+    with pytest.raises(SettingsError, match="settings file"):
+        load({}, {})
+
+
+def test_secrets_come_from_a_file_and_from_standard_input(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("mn1_abc\n")
+    settings = load(
+        {"join": (f"@{tmp_path / 'token'}", "mn1_x"), "api_key": "-"},
+        {},
+        stdin=io.StringIO("key\n"),
+    )
+    assert settings.join == ("mn1_abc", "mn1_x")
+    assert settings.api_key == "key"
+
+
+def test_standard_input_gives_one_secret() -> None:
+    with pytest.raises(SettingsError, match="only one"):
+        load({"join": ("-",), "api_key": "-"}, {}, stdin=io.StringIO("a\nb\n"))
+
+
+def test_missing_secret_file_is_named() -> None:
+    with pytest.raises(SettingsError, match="/nowhere/token"):
+        load({"join": ("@/nowhere/token",)}, {})
+
+
+def test_folders_follow_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/config")
+    monkeypatch.delenv("MESHNODE_CONFIG")
+    assert load({}, {}).data_path == Path("/data/meshnode")
+    assert module.cache_dir() == Path("/cache/meshnode")
+    assert module.config_file() == Path("/config/meshnode/config.toml")
