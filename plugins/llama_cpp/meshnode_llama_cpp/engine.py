@@ -1,0 +1,335 @@
+"""The node's side of an engine process: start it, ask it, listen to it, end it.
+
+Theory of operation:
+
+1. The process gets one end of a socket pair, a scrubbed environment and nothing else. Commands go
+   out through a queue and one task; reports come in through another, which never waits for
+   whoever reads an answer: each answer has a queue as long as it can become.
+2. The end of the connection is the end of the engine, whoever closed it. The task that reads then
+   waits for the process, words the reason and wakes everybody.
+3. `run_engine` is the only owner of the process. However it is left, the process is gone after:
+   asked, and killed if it has not ended within a second.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from subprocess import DEVNULL, PIPE
+
+import trio
+
+from meshnode_llama_cpp import frames
+from meshnode_llama_cpp.template import HELD
+from p2p_mesh.core.records import Delta, InferenceRequest
+from p2p_mesh.errors import EngineDied, MeshError, ModelError, RequestError, from_code
+from p2p_mesh.serve.backend import Description, Fit, Load
+
+GRACE = 1.0
+"""Seconds that an engine which was asked to end has, and again after it was killed."""
+
+_KEPT = {"PATH", "HOME", "LANG", "LD_LIBRARY_PATH"}
+_KEPT_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "GGML_", "LLAMA_")
+_TAIL_LINES, _TAIL_LENGTH = 300, 400  # a traceback has up to 200
+_SPARE_DELTAS = 8  # a last one without a token, and some
+
+Word = Delta | MeshError
+
+
+def environment(ours: Mapping[str, str], path: list[str]) -> dict[str, str]:
+    """What an engine may know of the node's environment: no key, no token.
+
+    It imports from where the node does, however that was installed.
+    """
+    kept = {
+        name: value
+        for name, value in ours.items()
+        if name in _KEPT or name.startswith(_KEPT_PREFIXES)
+    }
+    python_path = os.pathsep.join(entry for entry in path if entry)
+    # A failed assertion of ggml would start a debugger for a backtrace, which takes seconds.
+    return kept | {"PYTHONPATH": python_path, "GGML_NO_BACKTRACE": "1"}
+
+
+class Deltas:
+    """The deltas of one answer as they come."""
+
+    def __init__(self, words: trio.MemoryReceiveChannel[Word]) -> None:
+        self._words = words
+
+    def __aiter__(self) -> Deltas:
+        return self
+
+    async def __anext__(self) -> Delta:
+        try:
+            word = await self._words.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+        if isinstance(word, MeshError):
+            raise word
+        return word
+
+
+class LlamaEngine:
+    """An open model. Made by `run_engine`."""
+
+    def __init__(self, load: Load, plan: Fit, process: trio.Process) -> None:
+        self._name = load.model.id
+        self._progress = load.progress
+        self._plan = plan
+        self._process = process
+        self._out, self._commands = trio.open_memory_channel[bytes](math.inf)
+        self._numbers = itertools.count()
+        self._answers: dict[int, trio.MemorySendChannel[Word]] = {}
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._heard_all = trio.Event()
+        self._ready: frames.Ready | None = None
+        self._failure: MeshError | None = None
+        self._settled = trio.Event()
+        self._closing = False
+        self._broken = ""
+        self._reason = ""
+        self._ended = trio.Event()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What somebody who runs this model should know, in sentences."""
+        return self._ready.notes if self._ready else ()
+
+    def describe(self) -> Description:
+        ready = self._ready
+        return Description(
+            capabilities=frozenset({"generate"}),
+            context=self._plan.context,
+            slots=self._plan.slots,
+            resumable=True,
+            numerics=ready.numerics if ready else "",
+            device=ready.device if ready else "",
+            pid=self._process.pid,
+        )
+
+    @asynccontextmanager
+    async def generate(self, request: InferenceRequest) -> AsyncIterator[Deltas]:
+        """The answer to a request; leaving the context cancels it."""
+        if self._ended.is_set() or self._closing:
+            raise EngineDied(self._reason or f"the engine of {self._name} was closed")
+        number = next(self._numbers)
+        send, receive = trio.open_memory_channel[Word](self._plan.context + _SPARE_DELTAS)
+        self._post(frames.Ask(number, request))
+        self._answers[number] = send
+        try:
+            yield Deltas(receive)
+        finally:
+            if self._answers.pop(number, None) is not None:
+                self._post(frames.Cancel(number))
+            receive.close()
+
+    async def wait_ended(self) -> str:
+        await self._ended.wait()
+        return self._reason
+
+    async def close(self) -> None:
+        """Asks the process to end, kills it if it does not."""
+        self._closing = True
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(GRACE):
+                self._post(frames.Close())
+                await self._process.wait()
+            if self._process.returncode is None:
+                self._process.kill()
+                with trio.move_on_after(GRACE):
+                    await self._process.wait()
+
+    def _post(self, command: frames.Command) -> None:
+        """Never waits, so that nothing is cancelled in the middle of a frame."""
+        try:
+            frame = frames.encode(command)
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise RequestError(f"the request cannot be passed on: {error}") from error
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            self._out.send_nowait(frame)
+
+    async def _send(self, stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for frame in self._commands:
+                await stream.send_all(frame)
+
+    async def _listen(self, stream: trio.SocketStream) -> None:
+        """Reads until the connection ends; then it tells why."""
+        records = frames.reports()
+        try:
+            while data := await stream.receive_some(65_536):
+                for report in records.feed(data):
+                    self._take(report)
+        except (ValueError, trio.WouldBlock) as error:  # nonsense, or more than was asked for
+            self._process.kill()
+            self._broken = f"broke the protocol ({error})"
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        await self._bury()
+
+    async def _hear(self, stream: trio.abc.ReceiveStream) -> None:
+        """Keeps the last lines of stderr, where llama.cpp says what went wrong."""
+        line = b""
+        async with stream:
+            async for data in stream:
+                *lines, line = (line + data).split(b"\n")
+                self._tail.extend(map(_readable, lines))
+                line = line[-_TAIL_LENGTH:]
+            self._tail.append(_readable(line))
+        self._heard_all.set()
+
+    def _take(self, report: frames.Report) -> None:
+        match report:
+            case frames.Progress(share):
+                self._progress(share)
+            case frames.Ready():
+                self._ready = report
+                self._settled.set()
+            case frames.Failed(reason):
+                self._failure = ModelError(reason)
+                self._settled.set()
+            case frames.Answer(number, delta):
+                self._pass_on(number, delta, last=delta.usage is not None)
+            case frames.Rejected(number, code, message, param):
+                self._pass_on(number, from_code(code, message, param=param), last=True)
+
+    def _pass_on(self, number: int, word: Word, *, last: bool) -> None:
+        answer = self._answers.get(number)
+        if answer is None:
+            return  # cancelled, and the engine does not know yet
+        answer.send_nowait(word)
+        if last:
+            del self._answers[number]
+            answer.close()
+
+    async def _bury(self) -> None:
+        with trio.move_on_after(GRACE):
+            await self._process.wait()
+            await self._heard_all.wait()
+        if self._process.returncode is None:
+            self._process.kill()  # it closed its end and lives on
+            await self._process.wait()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Tells everybody that the engine ended; harmless a second time."""
+        self._reason = self._reason or self._word_reason()
+        self._failure = self._failure or EngineDied(self._reason)
+        self._settled.set()
+        self._ended.set()
+        for answer in self._answers.values():
+            answer.send_nowait(EngineDied(self._reason))
+            answer.close()
+        self._answers.clear()
+
+    def _word_reason(self) -> str:
+        if self._closing:
+            return f"the engine of {self._name} was closed"
+        if HELD in self._tail:
+            return f"the chat template of {self._name} held its engine for too long"
+        how = self._broken or _word_status(self._process.returncode or 0)
+        last = next((line for line in reversed(self._tail) if line), "")
+        return f"the engine of {self._name} {how}" + (f"; its last words: {last}" if last else "")
+
+    async def _wait_ready(self) -> None:
+        await self._settled.wait()
+        if self._ready is None:
+            raise self._failure or EngineDied(self._reason)
+
+
+@asynccontextmanager
+async def run_engine(load: Load, plan: Fit, *, exact: bool = False) -> AsyncIterator[LlamaEngine]:
+    """Starts a process, loads the model, and ends the process when the context is left."""
+    process, stream = await _start()
+    engine = LlamaEngine(load, plan, process)
+    try:
+        with _alone():
+            async with trio.open_nursery() as nursery:
+                try:
+                    nursery.start_soon(engine._send, stream)
+                    nursery.start_soon(engine._listen, stream)
+                    assert process.stderr is not None
+                    nursery.start_soon(engine._hear, process.stderr)
+                    engine._post(_open_command(load, plan, exact))
+                    await engine._wait_ready()
+                    yield engine
+                finally:
+                    await engine.close()
+                    nursery.cancel_scope.cancel()
+    finally:
+        engine._settle()
+        stream.socket.close()
+
+
+async def _start() -> tuple[trio.Process, trio.SocketStream]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-P", "-m", "meshnode_llama_cpp.worker", str(theirs.fileno())],
+                stdin=DEVNULL,
+                stdout=DEVNULL,
+                stderr=PIPE,
+                env=environment(os.environ, sys.path),
+                pass_fds=[theirs.fileno()],
+            )
+        except BaseException:
+            ours.close()
+            raise
+    ours.setblocking(False)
+    return process, trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+
+
+def _open_command(load: Load, plan: Fit, exact: bool) -> frames.Open:
+    return frames.Open(
+        name=load.model.id,
+        path=load.model.path,
+        context=plan.context,
+        slots=plan.slots,
+        threads=load.threads or _threads(),
+        memory_limit=load.memory_limit,
+        exact=exact,
+    )
+
+
+def _threads() -> int:
+    """The processors that we may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Takes the one error of a nursery out of its group: the tasks of an engine raise none."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        error = group.exceptions[0]
+        try:
+            raise error
+        finally:
+            error.__context__ = None  # not the group, which would only say the same
+            del error
+
+
+def _readable(line: bytes) -> str:
+    return line[-_TAIL_LENGTH:].decode(errors="replace").strip()
+
+
+def _word_status(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name if -status in signal.valid_signals() else str(-status)
+    hint = " (often the system, which is out of memory)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"

@@ -1,0 +1,118 @@
+"""A loaded model: its weights, its vocabulary, and what its file says about itself."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+from meshnode_llama_cpp.library import L, complaint
+from p2p_mesh.errors import ModelError
+
+_NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE
+
+
+class Model:
+    def __init__(
+        self, path: str, *, name: str, progress: Callable[[float], None], offload: bool
+    ) -> None:
+        """Raises ModelError if llama.cpp refuses the file; a worse file ends the process."""
+        self.name = name
+        params = L.llama_model_default_params()
+        params.n_gpu_layers = -1 if offload else 0
+        params.progress_callback = L.llama_progress_callback(_watch(progress))
+        self.handle = L.llama_model_load_from_file(path.encode(), params)
+        if not self.handle:
+            raise ModelError(f"llama.cpp does not load {name}: {complaint()}")
+        self._vocabulary = L.llama_model_get_vocab(self.handle)
+        self._check()
+        self.token_count: int = L.llama_vocab_n_tokens(self._vocabulary)
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
+
+    def _check(self) -> None:
+        if L.llama_vocab_type(self._vocabulary) == _NO_VOCABULARY:
+            raise ModelError(f"{self.name} has no vocabulary")
+        if L.llama_model_has_encoder(self.handle) or not L.llama_model_has_decoder(self.handle):
+            raise ModelError(f"{self.name} has an encoder; only decoders are served")
+        if L.llama_model_is_diffusion(self.handle):
+            raise ModelError(f"{self.name} is a diffusion model; it does not write in order")
+
+    @property
+    def template(self) -> str | None:
+        source: bytes | None = L.llama_model_chat_template(self.handle, None)
+        return source.decode(errors="replace") if source else None
+
+    @property
+    def begin(self) -> int:
+        """The token that opens a text; -1 if there is none."""
+        token: int = L.llama_vocab_bos(self._vocabulary)
+        return token
+
+    @property
+    def end(self) -> int:
+        token: int = L.llama_vocab_eos(self._vocabulary)
+        return token
+
+    @property
+    def adds_begin(self) -> bool:
+        return bool(L.llama_vocab_get_add_bos(self._vocabulary))
+
+    @property
+    def adds_end(self) -> bool:
+        return bool(L.llama_vocab_get_add_eos(self._vocabulary))
+
+    def ends(self, token: int) -> bool:
+        """Whether that token ends an answer."""
+        known = self._ends.get(token)
+        if known is None:
+            known = self._ends[token] = bool(L.llama_vocab_is_eog(self._vocabulary, token))
+        return known
+
+    def piece(self, token: int) -> bytes:
+        """What a token adds to an answer; nothing, if it is a control token."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._spell(token, special=False)
+        return piece
+
+    def written(self, token: int) -> str:
+        """A token as a template writes it, control tokens too; empty for -1."""
+        return self._spell(token, special=True).decode(errors="replace") if token >= 0 else ""
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a prompt, with those that the model puts around one. Special tokens are
+        recognised wherever they are written, also in what a client wrote: as llama-server does.
+        """
+        data = text.encode(errors="replace")
+        room = len(data) // 3 + 16
+        while True:
+            tokens = (ctypes.c_int32 * room)()
+            count: int = L.llama_tokenize(
+                self._vocabulary, data, len(data), tokens, room, True, True
+            )
+            if count >= 0:
+                return tokens[:count]
+            room = -count
+
+    def _spell(self, token: int, *, special: bool) -> bytes:
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count: int = L.llama_token_to_piece(self._vocabulary, token, buffer, room, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+
+def _watch(progress: Callable[[float], None]) -> Callable[[float, object], bool]:
+    """llama.cpp's callback, calling ours for each whole per cent."""
+    shown = -1
+
+    def watch(share: float, _data: object) -> bool:
+        nonlocal shown
+        if int(share * 100) > shown:
+            shown = int(share * 100)
+            progress(min(1.0, share))
+        return True
+
+    return watch

@@ -1,0 +1,172 @@
+"""The engine process: `python -P -m meshnode_llama_cpp.worker FD`.
+
+Theory of operation:
+
+1. A thread reads commands. It ends the process at once when the node says so or is gone (the
+   connection ends), also while a model loads or a step computes: llama.cpp lets go of the
+   interpreter then, and there is nothing to save.
+2. The main thread loads the model, then takes the commands that are there, computes one step over
+   all answers and sends what came of it. Where there is nothing to compute it waits.
+3. A model that cannot be served is told to the node in words (`Failed`). What goes wrong in
+   llama.cpp itself ends the process; the node finds the reason in the last line of stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+from meshnode_llama_cpp import frames
+from meshnode_llama_cpp.batching import EXACT, Limits
+from meshnode_llama_cpp.context import Context
+from meshnode_llama_cpp.decoder import Decoder, Task
+from meshnode_llama_cpp.library import devices, numerics, start
+from meshnode_llama_cpp.model import Model
+from meshnode_llama_cpp.prompt import Prompts
+from p2p_mesh.errors import MeshError
+
+_SLACK = 2**30
+"""Of data, beyond the memory limit: Python's, and what an estimate misses."""
+_STACK = 16 * 2**20  # and what else comes with a thread
+_OPEN_FILES = 1024
+
+
+def main(descriptor: int) -> None:
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group: the node decides
+    connection = socket.socket(fileno=descriptor)
+    inbox = Inbox(connection)
+    threading.Thread(target=inbox.read, daemon=True).start()
+    command = inbox.take()
+    assert isinstance(command, frames.Open)
+    try:
+        worker = Worker(command, connection)
+    except MeshError as error:
+        connection.sendall(frames.encode(frames.Failed(str(error))))
+        return
+    while True:
+        for command in inbox.all(wait=worker.idle):
+            worker.obey(command)
+        worker.step()
+
+
+def limit(kind: int, most: int) -> None:
+    """Lowers a limit of this process for good."""
+    _, hard = resource.getrlimit(kind)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
+
+
+class Inbox:
+    """The commands of the node, read as they come."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._commands: queue.SimpleQueue[frames.Command] = queue.SimpleQueue()
+
+    def read(self) -> None:
+        """Reads for ever: returns never, and ends the process instead."""
+        try:
+            self._read()
+        except ConnectionError:
+            os._exit(0)
+        except BaseException as error:  # noqa: BLE001  without this thread nobody would end us
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+            os._exit(1)
+        os._exit(0)
+
+    def take(self) -> frames.Command:
+        return self._commands.get()
+
+    def all(self, *, wait: bool) -> Iterator[frames.Command]:
+        """The commands that are there, at least one if we are to wait."""
+        if wait:
+            yield self._commands.get()
+        while not self._commands.empty():
+            yield self._commands.get()
+
+    def _read(self) -> None:
+        records = frames.commands()
+        while data := self._connection.recv(65_536):
+            for command in records.feed(data):
+                if isinstance(command, frames.Close):
+                    return
+                self._commands.put(command)
+
+
+class Worker:
+    """A model that answers."""
+
+    def __init__(self, command: frames.Open, connection: socket.socket) -> None:
+        self._connection = connection
+        self._context = command.context
+        start()
+        accelerators = devices()
+        if command.memory_limit is not None and not accelerators:
+            slack = _SLACK + command.threads * _STACK
+            limit(resource.RLIMIT_DATA, command.memory_limit + slack)
+        limits = EXACT if command.exact else Limits()
+        model = self._load(command, offload=bool(accelerators))
+        self._prompts = Prompts(model, command.context)
+        context = Context(
+            model,
+            context=command.context,
+            slots=command.slots,
+            threads=command.threads,
+            rows=limits.rows,
+            exact=command.exact,
+        )
+        self._decoder = Decoder(model, context, slots=command.slots, limits=limits)
+        device = ", ".join(accelerators) or "cpu"
+        line = numerics(device, limits.rows, exact=command.exact)
+        self._send(frames.Ready(line, device, self._prompts.notes))
+
+    def _load(self, command: frames.Open, *, offload: bool) -> Model:
+        return Model(
+            command.path,
+            name=command.name,
+            progress=lambda share: self._send(frames.Progress(share)),
+            offload=offload,
+        )
+
+    @property
+    def idle(self) -> bool:
+        return self._decoder.idle
+
+    def obey(self, command: frames.Command) -> None:
+        match command:
+            case frames.Ask():
+                self._begin(command)
+            case frames.Cancel(number):
+                self._decoder.cancel(number)
+
+    def step(self) -> None:
+        if not self._decoder.idle:
+            self._send(*self._decoder.step())
+
+    def _begin(self, ask: frames.Ask) -> None:
+        request = ask.request
+        try:
+            prompt = self._prompts.tokens(request)
+        except MeshError as error:
+            self._send(frames.Rejected(ask.number, error.code, str(error), error.param))
+            return
+        room = self._context - len(prompt)
+        most = min(room, request.max_tokens or room)
+        stops = self._prompts.stops(request)
+        self._decoder.add(Task(ask.number, prompt, request.sampling, stops, most))
+
+    def _send(self, *records: frames.Report) -> None:
+        self._connection.sendall(b"".join(map(frames.encode, records)))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
+    os._exit(0)  # no destructors: llama.cpp's take their time, and the memory goes back anyway

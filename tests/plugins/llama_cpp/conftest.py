@@ -1,0 +1,23 @@
+"""A tiny model, loaded once into the tests' own process: it is known to be good."""
+
+from __future__ import annotations
+
+import pytest
+from meshnode_llama_cpp.context import Context
+from meshnode_llama_cpp.library import start
+from meshnode_llama_cpp.model import Model
+
+from p2p_mesh.testing.models import write_model
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    start()
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    write_model(path)
+    return Model(str(path), name="tiny", progress=lambda _: None, offload=False)
+
+
+@pytest.fixture
+def context(model: Model) -> Context:
+    return Context(model, context=256, slots=2, threads=1, rows=64, exact=True)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import gc
+import signal
+from typing import Any
+
+import pytest
+from meshnode_llama_cpp.template import CHATML, PROBE, Bounds, Template
+
+from p2p_mesh.errors import ModelError, RequestError
+from p2p_mesh.testing.models import GIGANTIC, LOOPING
+
+QUICK = Bounds(seconds=0.05)
+HELLO = {"role": "user", "content": "Hello"}
+
+
+def template(source: str) -> Template:
+    return Template(source, model="tiny", bos="<s>", eos="</s>", bounds=QUICK)
+
+
+def render(source: str, *messages: dict[str, Any], asked_at: int = 0) -> str:
+    return template(source).render(messages or PROBE, asked_at=asked_at)
+
+
+def test_chatml() -> None:
+    assert render(CHATML, {"role": "system", "content": "Be brief."}, HELLO) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nHello<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_what_templates_expect_is_there() -> None:
+    source = (
+        "{{ bos_token }}{% for m in messages %}{% if loop.last %}{% continue %}{% endif %}"
+        "{{ m | tojson }}{% endfor %}{% generation %} so {% endgeneration %}"
+        "{{ strftime_now('%d %b %Y') }}{% if tools is none %}{{ eos_token }}{% endif %}"
+    )
+    text = render(source, {"role": "user", "content": "<é>"}, HELLO, asked_at=1_700_000_000)
+    assert text == '<s>{"role": "user", "content": "<é>"} so 14 Nov 2023</s>'
+
+
+def test_blocks_leave_no_blank_lines() -> None:
+    assert render("  {% if true %}\n  yes\n  {% endif %}\nno") == "  yes\nno"
+
+
+def test_text_parts_are_joined() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert render("{{ messages[0].content }}", {"role": "user", "content": parts}) == "one\ntwo"
+
+
+def test_no_content_is_empty() -> None:
+    message = {"role": "assistant", "content": None}
+    assert render("[{{ messages[0].content }}]", message) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"content": "Hello"}, "needs a role"),
+        ({"role": "user", "content": 7}, "is text"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "not 'image_url'"),
+        ({"role": "user", "content": ["Hello"]}, "not 'str'"),
+        ({"role": "user", "content": [{"type": "text"}]}, "needs a text"),
+    ],
+)
+def test_messages_of_another_form_are_refused(message: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestError, match=says) as caught:
+        render(CHATML, message)
+    assert caught.value.param == "messages"
+
+
+def test_a_template_may_refuse_messages() -> None:
+    with pytest.raises(RequestError, match="does not take these messages: only one"):
+        render("{{ raise_exception('only one') }}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ nothing.at.all }}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    ],
+)
+def test_a_template_that_fails_is_refused_with_the_request(source: str) -> None:
+    template(source).probe()
+    with pytest.raises(RequestError, match="fails on these messages"):
+        render(source)
+
+
+def test_a_template_that_calls_itself_for_ever_is_refused() -> None:
+    gc.disable()  # others' garbage, collected at the end of the stack, would fail there
+    try:
+        with pytest.raises(RequestError, match="RecursionError"):
+            render("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}")
+    finally:
+        gc.enable()
+
+
+def test_a_template_that_does_not_parse_is_the_models_fault() -> None:
+    with pytest.raises(ModelError, match="the chat template of tiny is broken"):
+        template("{% if")
+
+
+@pytest.mark.parametrize(
+    "source", [LOOPING, "{{ lipsum(n=99999) }}", "{{ ('a.' * 3000000) | urlize }}"]
+)
+def test_a_template_that_does_not_end_is_ended(source: str) -> None:
+    looping = template(source)
+    with pytest.raises(ModelError, match=r"of tiny did not end within 0\.05 s"):
+        looping.probe()
+    with pytest.raises(RequestError, match="did not end"):
+        looping.render(PROBE, asked_at=0)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        GIGANTIC,
+        "{{ 'a' * 10 ** 10 }}",
+        "{{ 10 ** 10 * 'a' }}",
+        "{{ [0] * 10 ** 10 }}",
+        "{{ 7 ** 1000000000 }}",
+        "{{ '%10000000000d' % 1 }}",
+        "{{ '{:>10000000000}'.format(1) }}",
+        "{{ 'a' | center(10 ** 10) }}",
+        "{{ range(100000) | list | join('a' * 80000) }}",
+        "{% for i in range(9999) %}{{ 'a' * 8000000 }}{% endfor %}",
+        "{% set n = namespace(a='a') %}"
+        "{% for i in range(99) %}{% set n.a = n.a ~ n.a %}{% endfor %}",
+        "{% set n = namespace(a='a') %}"
+        "{% for i in range(99) %}{% set n.a = n.a + n.a %}{% endfor %}",
+        "{% set n = namespace(a=9) %}{% for i in range(99) %}{% set n.a = n.a * n.a %}{% endfor %}",
+    ],
+)
+def test_a_template_that_makes_gigantic_values_is_ended(source: str) -> None:
+    with pytest.raises(ModelError, match="the chat template of tiny makes values of more"):
+        Template(source, model="tiny").probe()
+
+
+def test_limits_end_with_the_template() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    render(CHATML)
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
