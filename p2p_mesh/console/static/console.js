@@ -1,0 +1,137 @@
+// Shows what /api/status says, every two seconds. All of it is text from this node or from
+// peers, so it goes into the page as text only, never as markup.
+
+const EVERY = 2000;
+const PATIENCE = 5000;
+const KEY = "meshnode-key";
+
+const byId = (id) => document.getElementById(id);
+
+function element(tag, content, className = "") {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  for (const part of [content].flat()) made.append(part ?? "");
+  return made;
+}
+
+const dash = (value) => (value === null || value === undefined || value === "" ? "–" : String(value));
+const list = (values) => ((values ?? []).length ? values.join(", ") : "–");
+const TONES = { ready: "good", connected: "good", loaded: "good", loading: "busy", suspect: "busy", failed: "bad" };
+const state = (name) => element("span", dash(name), TONES[name] ?? "");
+
+function bytes(count) {
+  if (typeof count !== "number") return "–";
+  return count < 1e9 ? `${(count / 1e6).toFixed(0)} MB` : `${(count / 1e9).toFixed(1)} GB`;
+}
+
+function duration(seconds) {
+  if (typeof seconds !== "number") return "–";
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 1) return `${Math.floor(seconds)} s`;
+  if (minutes < 60) return `${minutes} min`;
+  if (minutes < 48 * 60) return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  return `${Math.floor(minutes / 1440)} days`;
+}
+
+function modelState(model) {
+  const parts = [state(model.state)];
+  if (model.state === "loading" && typeof model.progress === "number") {
+    const bar = document.createElement("progress");
+    bar.value = model.progress;
+    parts.push(" ", bar);
+  }
+  if (model.error) parts.push(element("span", model.error, "small"));
+  return parts;
+}
+
+function modelRow(model) {
+  const requests = model.slots
+    ? `${model.active ?? 0} of ${model.slots}${model.queued ? `, ${model.queued} waiting` : ""}`
+    : "–";
+  const digest = element("span", model.digest ? model.digest.slice(0, 12) : "–", "mono");
+  if (model.digest) digest.title = model.digest;
+  return [dash(model.id), modelState(model), dash(model.context), requests, digest];
+}
+
+function peerRow(peer) {
+  const who = [dash(peer.name), element("span", dash(peer.peer_id), "small mono")];
+  const where = element("span", list(peer.addresses), "mono");
+  return [who, state(peer.state), dash(peer.role), list(peer.models), where];
+}
+
+function pluginRow(plugin) {
+  return [dash(plugin.name), dash(plugin.version), state(plugin.state), dash(plugin.reason)];
+}
+
+function fill(id, things, row) {
+  const table = byId(id);
+  const rows = (things ?? []).map((thing) => element("tr", row(thing).map((cell) => element("td", cell))));
+  table.tBodies[0].replaceChildren(...rows);
+  table.hidden = rows.length === 0;
+  table.nextElementSibling.hidden = rows.length > 0;
+}
+
+function facts(status) {
+  const has = status.resources ?? {};
+  const shown = [
+    ["API", status.api_url],
+    ["Console", status.console_url],
+    ["Peer id", status.peer_id],
+    ["Mesh id", status.mesh_id],
+    ["Addresses", list(status.p2p_addrs)],
+    ["Memory", `${bytes(has.memory_free)} free of ${bytes(has.memory_total)}`],
+    ["Runs on", `${dash(has.device)}, ${dash(has.threads)} threads`],
+    ["Up for", duration(status.uptime_s)],
+    ["Version", `${dash(status.version)}, process ${dash(status.pid)}`],
+  ];
+  byId("facts").replaceChildren(
+    ...shown.flatMap(([name, value]) => [element("dt", name), element("dd", dash(value))]),
+  );
+}
+
+function show(status) {
+  document.title = `${dash(status.name)} · meshnode`;
+  byId("name").textContent = dash(status.name);
+  byId("about").textContent = status.mesh_name || status.mesh_id
+    ? `${dash(status.role)} of the mesh ${status.mesh_name || status.mesh_id}`
+    : "not in a mesh yet";
+  fill("models", status.models, modelRow);
+  fill("peers", status.peers, peerRow);
+  fill("plugins", status.plugins, pluginRow);
+  facts(status);
+  byId("main").hidden = false;
+}
+
+function gone(isGone) {
+  byId("gone").hidden = !isGone;
+  byId("main").classList.toggle("stale", isGone);
+}
+
+async function refresh() {
+  const key = sessionStorage.getItem(KEY);
+  const response = await fetch("api/status", {
+    headers: key ? { authorization: `Bearer ${key}` } : {},
+    signal: AbortSignal.timeout(PATIENCE),
+  });
+  const isLocked = response.status === 401;
+  byId("key").hidden = !isLocked;
+  if (response.ok) show(await response.json());
+  gone(!response.ok && !isLocked);
+}
+
+byId("key").addEventListener("submit", (submitted) => {
+  submitted.preventDefault();
+  sessionStorage.setItem(KEY, byId("secret").value);
+  refresh().catch(() => gone(true));
+});
+
+async function watch() {
+  try {
+    await refresh();
+  } catch {
+    gone(true);
+  }
+  setTimeout(watch, EVERY);
+}
+
+watch();

@@ -1,0 +1,185 @@
+"""Answers that take their time: they end when the client leaves, and are written as they grow.
+
+Hypercorn's trio worker tells a departure only to whoever waits in `receive`; asking
+`request.is_disconnected()` always gives False (hypercorn issue 210). So a watcher waits there
+while the work runs. It must be gone before the last message is sent: that send itself produces
+an `http.disconnect`, and whoever reacts to it cancels the send half way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import TypeVar
+
+import trio
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+T = TypeVar("T")
+
+Write = Callable[[bytes], Awaitable[None]]
+
+DONE = b"data: [DONE]\n\n"
+"""The last event of a stream that ended well."""
+
+PENDING_LIMIT = 65_536
+"""Bytes that may wait for a slow client; then its answer waits too."""
+
+_EVENT_STREAM = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-store",
+    "x-accel-buffering": "no",  # a reverse proxy would otherwise hold events back
+}
+
+
+class ClientGone(Exception):
+    """The client left; nobody reads what would be sent."""
+
+
+def event(data: bytes) -> bytes:
+    """A server-sent event of one line."""
+    return b"data: " + data + b"\n\n"
+
+
+async def until_disconnect(receive: Receive, work: Callable[[], Awaitable[T]]) -> T:
+    """What `work` returns or raises; ClientGone, and `work` cancelled, if the client leaves.
+
+    The body must have been read: this owns `receive`.
+    """
+    is_gone = False
+
+    async def watch(cancel: Callable[[], None]) -> None:
+        nonlocal is_gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        cancel()
+
+    result = await _beside(work, watch)
+    if is_gone or result is None:
+        raise ClientGone
+    return result[0]
+
+
+async def _beside(
+    work: Callable[[], Awaitable[T]],
+    companion: Callable[[Callable[[], None]], Awaitable[None]],
+) -> tuple[T] | None:
+    """Runs `companion(cancel)` while `work` runs; None if it cancelled the work.
+
+    An error of the work comes out as it is, not in the group that a nursery makes of it.
+    """
+    result: tuple[T] | None = None
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(companion, nursery.cancel_scope.cancel)
+        try:
+            result = (await work(),)
+        except Exception as error:  # noqa: BLE001  raised again outside the nursery
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return result
+
+
+class Deferred:
+    """A response that is made while the client waits, and not at all once it has left."""
+
+    def __init__(self, make: Callable[[], Awaitable[Response]]) -> None:
+        self._make = make
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = await until_disconnect(receive, self._make)
+        except ClientGone:
+            return
+        await response(scope, receive, send)
+
+
+class EventStream:
+    """A response that grows. Its head goes out with the first write, so that an error before
+    it can still become a status.
+    """
+
+    def __init__(
+        self, run: Callable[[Write], Awaitable[None]], headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._run = run
+        self._headers = {**_EVENT_STREAM, **(headers or {})}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_begun = False
+
+        async def write(data: bytes) -> None:
+            nonlocal is_begun
+            if not is_begun:
+                is_begun = True
+                await send(self._head())
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        try:
+            await until_disconnect(receive, partial(self._run, write))
+        except ClientGone:
+            return
+        if not is_begun:
+            await send(self._head())
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _head(self) -> dict[str, object]:
+        headers = [(name.encode(), value.encode()) for name, value in self._headers.items()]
+        return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+class Outbox:
+    """Joins into one write whatever comes while another write is under way, or all at once."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._pending = bytearray()
+        self._is_writing = False
+        self._filled = trio.Event()
+        self._written = trio.Event()
+
+    async def put(self, data: bytes) -> None:
+        """Takes data for the next write; waits while too much waits already."""
+        self._pending += data
+        self._filled.set()
+        while len(self._pending) > PENDING_LIMIT:
+            await self._written.wait()
+
+    async def fill(self, work: Callable[[Outbox], Awaitable[None]]) -> None:
+        """Runs `work` and writes what it puts in, until all of it is written."""
+
+        async def to_the_end() -> None:
+            await work(self)
+            await self._flush()
+
+        await _beside(to_the_end, self._drain)
+
+    async def _flush(self) -> None:
+        while self._pending or self._is_writing:
+            await self._written.wait()
+
+    async def _drain(self, _cancel: Callable[[], None]) -> None:
+        while True:
+            await self._filled.wait()
+            await self._settled()
+            data, self._pending, self._is_writing = bytes(self._pending), bytearray(), True
+            self._filled = trio.Event()
+            await self._write(data)
+            self._is_writing = False
+            self._written.set()
+            self._written = trio.Event()
+
+    async def _settled(self) -> None:
+        """Waits until the loop brings nothing new: what is queued upstream comes together.
+
+        Within a turn of the loop tasks run in any order, so that one quiet turn proves nothing.
+        """
+        size, quiet = len(self._pending), 0
+        while quiet < 2 and len(self._pending) <= PENDING_LIMIT:
+            await trio.lowlevel.checkpoint()
+            quiet = quiet + 1 if len(self._pending) == size else 0
+            size = len(self._pending)

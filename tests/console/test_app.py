@@ -1,0 +1,177 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from p2p_mesh.console.app import PAGE, create_app
+from p2p_mesh.core.records import Role
+from p2p_mesh.errors import LocalError
+from p2p_mesh.http.guard import Policy
+from p2p_mesh.journal import Entry, Journal
+
+TOKEN = "from-node.json"
+STATUS = {"name": "box", "models": [], "peers": []}
+STATIC = Path("p2p_mesh/console/static")
+
+
+class FakeConsole:
+    def __init__(self, *, holds_key: bool = True) -> None:
+        self.invited: list[tuple[Role, int | None]] = []
+        self._holds_key = holds_key
+
+    def status(self) -> dict[str, Any]:
+        return STATUS
+
+    async def invite(self, role: Role, until: int | None) -> str:
+        if not self._holds_key:
+            raise LocalError("this node does not hold the key of its mesh")
+        self.invited.append((role, until))
+        return "mesh-token"
+
+
+async def greet(request: Request) -> Response:
+    return JSONResponse({"method": request.method, "path": request.url.path})
+
+
+def client(
+    console: FakeConsole | None = None,
+    *,
+    policy: Policy | None = None,
+    key: str | None = None,
+    entries: list[Entry] | None = None,
+) -> httpx.AsyncClient:
+    app: Any = create_app(
+        console or FakeConsole(),
+        policy=policy or Policy(),
+        token=TOKEN,
+        routes={"hello": [Route("/greet", greet, methods=["GET", "POST"])]},
+        journal=Journal((entries if entries is not None else []).append),
+    )
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app),
+        base_url="http://localhost:3131",
+        headers={"authorization": f"Bearer {key}"} if key else {},
+    )
+
+
+async def test_status_is_shown() -> None:
+    response = await client().get("/api/status")
+    assert response.json() == STATUS
+    assert response.headers["cache-control"] == "no-store"
+
+
+async def test_invite_is_made() -> None:
+    console = FakeConsole()
+    http = client(console, key=TOKEN)
+    assert (await http.post("/api/invites", json={})).json() == {"invite": "mesh-token"}
+    await http.post("/api/invites", json={"role": "client", "until": 1_800_000_000})
+    assert console.invited == [("member", None), ("client", 1_800_000_000)]
+
+
+async def test_invite_needs_the_token() -> None:
+    console = FakeConsole()
+    for key in (None, "wrong"):
+        response = await client(console, key=key).post("/api/invites", json={})
+        assert response.status_code == 401
+    assert console.invited == []
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"role": "owner"}, "role"),
+        ({"role": 5}, "role"),
+        ({"until": -1}, "until"),
+        ({"until": "tomorrow"}, "until"),
+        ({"uses": 1}, "uses"),
+    ],
+)
+async def test_wrong_invite_is_named(body: dict[str, Any], param: str) -> None:
+    response = await client(key=TOKEN).post("/api/invites", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+async def test_node_without_the_mesh_key_says_so() -> None:
+    response = await client(FakeConsole(holds_key=False), key=TOKEN).post("/api/invites", json={})
+    assert response.status_code == 400
+    assert "does not hold the key" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", PAGE)
+async def test_page_is_served_under_a_strict_policy(path: str) -> None:
+    http = client(policy=Policy(listen=True, api_key="key"))
+    response = await http.get(path)
+    name, media_type = PAGE[path]
+    assert response.content == (STATIC / name).read_bytes()
+    assert response.headers["content-type"] == media_type
+    assert response.headers["content-security-policy"].startswith("default-src 'self';")
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert (await http.head(path)).status_code == 200
+
+
+async def test_listening_node_shows_nothing_without_a_key() -> None:
+    policy = Policy(listen=True, api_key="key", hostname="box")
+    for key, status in ((None, 401), ("wrong", 401), ("key", 200), (TOKEN, 200)):
+        http = client(policy=policy, key=key)
+        assert (await http.get("/api/status")).status_code == status
+        assert (await http.get("/plugins/hello/greet")).status_code == status
+
+
+async def test_api_key_makes_no_invites() -> None:
+    http = client(policy=Policy(listen=True, api_key="key"), key="key")
+    assert (await http.post("/api/invites", json={})).status_code == 401
+
+
+async def test_plugins_have_their_own_paths() -> None:
+    response = await client().get("/plugins/hello/greet")
+    assert response.json() == {"method": "GET", "path": "/plugins/hello/greet"}
+    assert (await client().get("/plugins/hello/other")).status_code == 404
+    assert (await client().get("/plugins/other/greet")).status_code == 404
+
+
+async def test_changing_through_a_plugin_needs_the_token() -> None:
+    assert (await client().post("/plugins/hello/greet", json={})).status_code == 401
+    response = await client(key=TOKEN).post("/plugins/hello/greet", json={})
+    assert response.json()["method"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/other", 404), ("GET", "/api/invites", 405), ("GET", "/static/console.js", 404)],
+)
+async def test_other_paths_fail_in_one_shape(method: str, path: str, status: int) -> None:
+    response = await client().request(method, path)
+    assert response.status_code == status
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"host": "evil.example"}, {"origin": "https://evil.example"}, {"origin": "null"}],
+)
+async def test_foreign_pages_are_refused(headers: dict[str, str]) -> None:
+    for path in ("/", "/api/status"):
+        assert (await client(key=TOKEN).get(path, headers=headers)).status_code == 403
+    assert (await client(key=TOKEN).post("/api/invites", json={}, headers=headers)).status_code == (
+        403
+    )
+
+
+def test_page_asks_nobody_else_and_writes_text_only() -> None:
+    page = "".join((STATIC / name).read_text() for name, _ in PAGE.values())
+    assert set(re.findall(r"https?://[^\s\"']+", page)) == {"http://www.w3.org/2000/svg"}
+    for danger in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "style="):
+        assert danger not in page
+    assert not re.search(r"<script(?![^>]*src=)|\son[a-z]+=", page)
+
+
+def test_page_shows_every_part_of_the_status() -> None:
+    script = (STATIC / "console.js").read_text()
+    for name in ("name", "mesh_name", "role", "api_url", "p2p_addrs", "models", "peers", "plugins"):
+        assert f"status.{name}" in script

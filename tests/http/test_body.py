@@ -1,0 +1,173 @@
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2p_mesh.errors import RequestError
+from p2p_mesh.http.body import (
+    MAX_DEPTH,
+    Fields,
+    array,
+    boolean,
+    integer,
+    kind,
+    mapping,
+    number,
+    parse,
+    text,
+)
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=4))
+def test_what_is_json_is_read_as_json(value: dict[str, Any]) -> None:
+    assert parse(json.dumps(value).encode()) == value
+
+
+@given(st.binary())
+def test_anything_is_an_object_or_a_request_error(body: bytes) -> None:
+    with suppress(RequestError):
+        assert isinstance(parse(body), dict)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b'{"a": NaN}',
+        b'{"a": -Infinity}',
+        b'{"a": 1, "a": 1}',
+        b'{"a": {"b": 1, "b": 2}}',
+        b'{"a": "\xff"}',
+        b'\xef\xbb\xbf{"a": 1}',
+        b'{"a": "\\ud800"}',
+        b'{"\\udfff": 1}',
+        b'{"a": ["\\ud83d x"]}',
+        b'{"\\ud800": 1, "\\ud800": 2}',
+        b'{"a": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}",
+    ],
+)
+def test_what_is_not_plainly_right_is_refused(body: bytes) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse(body)
+    json.dumps([str(caught.value), caught.value.param], ensure_ascii=False).encode()
+
+
+def test_pairs_of_surrogates_are_one_character() -> None:
+    assert parse(b'{"a": "\\ud83d\\ude00"}') == {"a": "\N{GRINNING FACE}"}
+
+
+def test_depth_within_the_limit_is_read() -> None:
+    deep = b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1)
+    assert list(parse(b'{"a": ' + deep + b"}")) == ["a"]
+
+
+def test_duplicate_is_named() -> None:
+    with pytest.raises(RequestError) as caught:
+        parse(b'{"top_p": 1, "top_p": 1}')
+    assert caught.value.param == "top_p"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "null"),
+        (True, "a boolean"),
+        (1.5, "a number"),
+        ("x", "a string"),
+        ([], "an array"),
+        ({}, "an object"),
+    ],
+)
+def test_kind_in_words(value: object, words: str) -> None:
+    assert kind(value) == words
+
+
+@pytest.mark.parametrize(
+    ("read", "value"),
+    [
+        (text, 1),
+        (boolean, 1),
+        (array, {}),
+        (mapping, []),
+        (integer(0, 5), True),
+        (integer(0, 5), 1.0),
+        (integer(0, 5), 6),
+        (integer(0, 5), -1),
+        (number(0, 2), "1"),
+        (number(0, 2), False),
+        (number(0, 2), 2.1),
+        (number(0, 2), float("inf")),
+        (number(0, 2), 10**400),
+        (number(0, 2, above=True), 0),
+    ],
+)
+def test_wrong_value_names_the_field(read: Any, value: object) -> None:
+    with pytest.raises(RequestError, match="field") as caught:
+        read(value, "field")
+    assert caught.value.param == "field"
+
+
+def test_right_values_are_read() -> None:
+    assert integer(0, 5)(5, "x") == 5
+    assert number(0, 2)(2, "x") == 2.0
+    assert number(0, 2, above=True)(0.1, "x") == 0.1
+
+
+def test_null_is_absent() -> None:
+    fields = Fields({"a": None})
+    assert fields.take("a", text) is None
+    fields.end()
+
+
+def test_missing_field_is_named() -> None:
+    with pytest.raises(RequestError, match=r"messages\[2\]\.role is missing: say who") as caught:
+        Fields({}, "messages[2]").require("role", text, "say who")
+    assert caught.value.param == "messages[2].role"
+
+
+def test_field_left_over_is_refused_by_name() -> None:
+    fields = Fields({"a": "1", "topp": 1})
+    assert fields.take("a", text) == "1"
+    with pytest.raises(RequestError, match="topp") as caught:
+        fields.end()
+    assert caught.value.param == "topp"
+
+
+def test_long_name_is_cut_in_the_error() -> None:
+    with pytest.raises(RequestError) as caught:
+        Fields({"x" * 10_000: 1}).end()
+    assert len(str(caught.value)) + len(caught.value.param or "") < 500
+
+
+def test_neutral_value_passes_and_others_are_refused() -> None:
+    Fields({"n": 1}).neutral("n", 1)
+    Fields({}).neutral("n", 1)
+    for value in (2, True, 1.0, "1"):
+        with pytest.raises(RequestError, match="n is not supported"):
+            Fields({"n": value}).neutral("n", 1)
+
+
+def test_dropped_fields_have_no_effect() -> None:
+    fields = Fields({"user": {"any": "thing"}})
+    fields.drop("user", "store")
+    fields.end()

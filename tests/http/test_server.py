@@ -1,0 +1,64 @@
+"""What needs no socket; the rest is in tests/real/test_http_server.py."""
+
+import errno
+
+import trio
+import trio.testing
+from starlette.types import Message
+
+from p2p_mesh.http.server import Exchange, why_not
+
+FINAL: Message = {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+class Hypercorn:
+    """Tells the application of the disconnect from inside its last send, as Hypercorn does, and
+    through a queue that a body may have filled.
+    """
+
+    def __init__(self, queued: int = 0) -> None:
+        self._put, self._get = trio.open_memory_channel[Message](max(queued, 1))
+        self.receive = self._get.receive
+        self.is_sent = False
+        for _ in range(queued):
+            self._put.send_nowait({"type": "http.request", "body": b"x", "more_body": True})
+
+    async def send(self, message: Message) -> None:
+        await self._put.send({"type": "http.disconnect"})
+        await trio.sleep(1)
+        self.is_sent = True
+
+
+async def test_disconnect_is_told_after_the_last_send(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    hypercorn = Hypercorn()
+    exchange = Exchange(hypercorn.receive, hypercorn.send)
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def listen() -> None:
+            assert (await exchange.receive())["type"] == "http.disconnect"
+            assert hypercorn.is_sent
+
+        await trio.testing.wait_all_tasks_blocked()
+        await exchange.send(FINAL)
+
+
+async def test_unread_body_does_not_hold_the_last_send(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    hypercorn = Hypercorn(queued=10)
+    exchange = Exchange(hypercorn.receive, hypercorn.send)
+    with trio.fail_after(5):
+        await exchange.send(FINAL)
+    assert (await exchange.receive())["type"] == "http.disconnect"
+
+
+def test_reason_names_the_flag() -> None:
+    assert why_not(errno.EADDRINUSE, "::1", 9337, "--port") == (
+        "port 9337 is in use; choose another with --port"
+    )
+    assert "--console" in why_not(errno.EACCES, "::1", 80, "--console")
+    assert "10.9.9.9 is not an address" in why_not(errno.EADDRNOTAVAIL, "10.9.9.9", 1, "--port")
+    assert "ENFILE" in why_not(errno.ENFILE, "::1", 1, "--port")
