@@ -30,7 +30,7 @@ from p2p_mesh.core.records import InferenceRequest, ModelFile, Role
 from p2p_mesh.errors import LocalError, UnknownModel
 from p2p_mesh.front.app import create_app as create_front
 from p2p_mesh.http.guard import Policy
-from p2p_mesh.http.server import serve
+from p2p_mesh.http.server import EVERYWHERE, serve
 from p2p_mesh.journal import Journal
 from p2p_mesh.node.answers import Answer, Answers
 from p2p_mesh.node.extensions import Extensions
@@ -136,7 +136,7 @@ class Node:
 
     async def _open_http(self, nursery: trio.Nursery, directory: Path) -> None:
         settings, policy = self.settings, self._policy(directory)
-        host = "0.0.0.0" if settings.listen else "127.0.0.1"
+        host = EVERYWHERE if settings.listen else "localhost"
         front = create_front(
             self.answers,
             policy=policy,
@@ -145,7 +145,9 @@ class Node:
             journal=self.journal,
         )
         port = await nursery.start(
-            partial(serve, front, host=host, port=settings.port, flag="--port")
+            partial(
+                serve, front, host=host, port=settings.port, flag="--port", journal=self.journal
+            )
         )
         self.api_url = f"http://localhost:{port}/v1"
         self.journal.info("api_ready", f"The API answers on {self.api_url}", api_url=self.api_url)
@@ -154,7 +156,14 @@ class Node:
             journal=self.journal,
         )  # fmt: skip
         port = await nursery.start(
-            partial(serve, page, host=host, port=settings.console, flag="--console")
+            partial(
+                serve,
+                page,
+                host=host,
+                port=settings.console,
+                flag="--console",
+                journal=self.journal,
+            )
         )
         self.console_url = f"http://localhost:{port}"
 

@@ -66,6 +66,8 @@ class Description:
     """Build, device, KV type, attention: equal strings mean equal floating point."""
     device: str = "cpu"
     pid: int | None = None
+    notes: tuple[str, ...] = ()
+    """What a user should know of how the model was loaded; logged once."""
 
 
 class Stream(Protocol):
@@ -113,7 +115,7 @@ class Engine(Protocol):
         ...
 
     async def wait_ended(self) -> str:
-        """Returns when the engine ended by itself, with the reason in words."""
+        """Returns when the engine has ended, by itself or by `close`, with the reason in words."""
         ...
 
     async def close(self) -> None:
@@ -132,7 +134,8 @@ class Backend(Protocol):
         ...
 
     def open(self, load: Load, mesh: Mesh) -> AbstractAsyncContextManager[Engine]:
-        """Loads the model; the engine lives as long as the context.
+        """Loads the model; the engine lives as long as the context. `load` has the context and
+        slots of the Fit that was chosen, whose memory the caller has leased.
         Raises ModelError if the model is at fault, EngineDied if the engine died while loading.
         """
         ...

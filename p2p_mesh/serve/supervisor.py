@@ -199,6 +199,10 @@ class Hosted:
         self.progress, self.error = 1.0, ""
         self._enter("ready")
         self._settled.set()
+        for note in about.notes:
+            self._journal.warning(
+                "model_note", f"{self.load.model.id}: {note}", model=self.load.model.id, note=note
+            )
         self._journal.info(
             "model_ready",
             f"{self.load.model.id} is ready: context {about.context}, "

@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from subprocess import DEVNULL, PIPE
 
+import psutil
 import trio
 
 from meshnode_llama_cpp import frames
@@ -98,11 +99,6 @@ class LlamaEngine:
         self._reason = ""
         self._ended = trio.Event()
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What somebody who runs this model should know, in sentences."""
-        return self._ready.notes if self._ready else ()
-
     def describe(self) -> Description:
         ready = self._ready
         return Description(
@@ -113,6 +109,7 @@ class LlamaEngine:
             numerics=ready.numerics if ready else "",
             device=ready.device if ready else "",
             pid=self._process.pid,
+            notes=ready.notes if ready else (),
         )
 
     @asynccontextmanager
@@ -301,10 +298,16 @@ def _open_command(load: Load, plan: Fit, exact: bool) -> frames.Open:
 
 
 def _threads() -> int:
-    """The processors that we may use."""
+    """One for each physical core, but always one processor less than there are.
+
+    llama.cpp's threads wait for one another, spinning, some hundred times a token. Where another
+    program keeps one of them from running, all of them stand still: with both of two processors
+    in use, a token that takes 2 ms took 500 beside a busy neighbour.
+    """
+    usable = os.cpu_count() or 1
     if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        usable = len(os.sched_getaffinity(0))
+    return max(1, min(psutil.cpu_count(logical=False) or usable, usable - 1))
 
 
 @contextmanager

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import os
+
+import psutil
 import pytest
 import trio
+from meshnode_llama_cpp import engine
 from meshnode_llama_cpp.engine import Deltas, Word, environment
 
 from p2p_mesh.core.records import Delta
@@ -41,3 +45,14 @@ async def test_an_error_is_raised_where_the_answer_is_read() -> None:
     assert (await anext(deltas)).text == "a"
     with pytest.raises(EngineDied, match="gone"):
         await anext(deltas)
+
+
+@pytest.mark.parametrize(
+    ("usable", "physical", "threads"), [(1, 1, 1), (2, 2, 1), (16, 8, 8), (8, 8, 7), (4, None, 3)]
+)
+def test_one_processor_is_left_to_others(
+    usable: int, physical: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(usable)))
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: physical)
+    assert engine._threads() == threads
