@@ -1,0 +1,328 @@
+"""Questions to other nodes, and the answers to theirs.
+
+Theory of operation:
+
+1. A stream carries one request at a time, and goes back to a pool: to open one costs several
+   round trips. Its reader never stops, so that the window never fills and its end is seen.
+2. `ask` opens an answer, `delta` messages carry it, `end` or `error` closes it. Deltas that
+   queue up while a message is being sent travel together in the next.
+3. An asker that leaves early sends `cancel`, and the stream is free again when `end` came; if
+   it does not come in time, the stream is reset. A `cancel` that crosses `end` is ignored.
+4. The server reads on while it answers: `cancel`, or the end of the stream, cancels the answer.
+5. A queued request is answered with silence, so the deadline is long; a peer that is gone is
+   seen by its connection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import trio
+
+from p2p_mesh.core.invite import Member
+from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.records import Delta, InferenceRequest
+from p2p_mesh.core.wire import (
+    INFERENCE_LIMIT,
+    Ask,
+    Cancel,
+    End,
+    ErrorMessage,
+    Grew,
+    decode,
+    encode,
+)
+from p2p_mesh.errors import MeshError, Overloaded, RemoteError, RequestError, Unavailable
+from p2p_mesh.journal import Journal
+from p2p_mesh.net.groups import bare
+from p2p_mesh.net.protocols import Protocol, Protocols, Stream
+
+MAX_REQUESTS = 64
+"""Requests, and so streams, to or from one peer at a time."""
+
+SILENCE = 300.0
+"""Seconds without any message before an answer is given up."""
+
+CANCEL_DEADLINE = 5.0
+CREDIT = 16 << 20
+"""Bytes of an answer that wait for an asker who does not take them."""
+
+_QUEUE = 1024
+_MOST_TOGETHER = 256
+
+PROTOCOL = Protocol("inference", INFERENCE_LIMIT)
+
+Answer = Callable[[InferenceRequest, Member], AbstractAsyncContextManager[AsyncIterator[Delta]]]
+
+
+class Questions:
+    """The asking end: a pool of streams for each peer."""
+
+    def __init__(self, protocols: Protocols, nursery: trio.Nursery) -> None:
+        self._protocols = protocols
+        self._nursery = nursery
+        self._idle: dict[PeerId, list[_Line]] = {}
+        self._open: Counter[PeerId] = Counter()
+
+    @asynccontextmanager
+    async def ask(
+        self, peer: PeerId, request: InferenceRequest
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
+        """The answer of an admitted peer; leaving the context cancels it. Raises what the
+        peer answered, and Unavailable.
+        """
+        question = _question(request)
+        line = await self._take(peer)
+        answer = await line.ask(question)
+        try:
+            yield answer
+        finally:
+            line.leave(answer)
+
+    async def _take(self, peer: PeerId) -> _Line:
+        if idle := self._idle.get(peer):
+            return idle.pop()
+        if self._open[peer] >= MAX_REQUESTS:
+            raise Overloaded(f"{MAX_REQUESTS} requests to {peer} are under way", retry_after=1.0)
+        self._open[peer] += 1
+        try:
+            stream = await self._protocols.connect(peer, PROTOCOL)
+        except BaseException:
+            self._open[peer] -= 1
+            raise
+        line = _Line(stream, self)
+        self.start(line.run)
+        return line
+
+    def start(self, task: Callable[[], Awaitable[None]]) -> None:
+        # An asker may leave when the network has closed; then there is nothing to do.
+        if not self._nursery.cancel_scope.cancel_called:
+            self._nursery.start_soon(task)
+
+    def free(self, line: _Line) -> None:
+        """The line can carry the next request."""
+        self._idle.setdefault(line.peer, []).append(line)
+
+    def drop(self, line: _Line) -> None:
+        """The line is no more."""
+        idle = self._idle.get(line.peer, [])
+        if line in idle:
+            idle.remove(line)
+        if not idle:
+            self._idle.pop(line.peer, None)
+        self._open[line.peer] -= 1
+        if not self._open[line.peer]:
+            del self._open[line.peer]
+
+
+class _Line:
+    """One stream to a peer. Its reader runs in the network's nursery and outlives an asker
+    that leaves early, so nobody waits for the peer's `end`.
+    """
+
+    def __init__(self, stream: Stream, pool: Questions) -> None:
+        self.peer = stream.peer
+        self._stream = stream
+        self._pool = pool
+        self._answer: _Answer | None = None
+        self._reading = trio.CancelScope()
+
+    async def ask(self, question: bytes) -> _Answer:
+        answer = self._answer = _Answer()
+        self._reading.deadline = trio.current_time() + SILENCE
+        try:
+            await self._stream.send(question)
+        except BaseException:
+            # Half a question may be on its way: this stream is good for nothing more.
+            self._reading.cancel()
+            raise
+        return answer
+
+    def leave(self, answer: _Answer) -> None:
+        """The asker is done. Returns at once; what is left to do, the reader does."""
+        if self._answer is not answer or answer.is_left:
+            return
+        answer.is_left = True
+        self._reading.deadline = trio.current_time() + CANCEL_DEADLINE
+        self._pool.start(self._cancel)
+
+    async def _cancel(self) -> None:
+        with suppress(Unavailable), trio.move_on_after(CANCEL_DEADLINE):
+            await self._stream.tell(Cancel())
+
+    async def run(self) -> None:
+        """Reads as long as the stream lives."""
+        error: MeshError = Unavailable(f"{self.peer} went silent")
+        try:
+            with self._reading:
+                while True:
+                    self._hear(await self._stream.receive())
+        except MeshError as failure:
+            error = failure
+        finally:
+            self._pool.drop(self)
+            if self._answer is not None:
+                self._answer.finish(error)
+            await self._stream.reset()
+
+    def _hear(self, frame: bytes) -> None:
+        message: Grew | End | ErrorMessage = decode(frame, Grew | End | ErrorMessage)
+        answer = self._answer
+        if answer is None:
+            raise RemoteError(f"{self.peer} answers what nobody asked")
+        if not isinstance(message, Grew):
+            self._answer = None
+            self._reading.deadline = math.inf
+            answer.finish(message.error() if isinstance(message, ErrorMessage) else None)
+            self._pool.free(self)
+        elif not answer.is_left:
+            self._reading.deadline = trio.current_time() + SILENCE
+            answer.grow(message.deltas, len(frame))
+            if answer.held > CREDIT:
+                answer.finish(Unavailable("the answer grew faster than it was taken"))
+                self.leave(answer)
+
+
+class _Answer:
+    """The deltas that came and were not taken yet."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.is_left = False
+        self._chunks: deque[tuple[tuple[Delta, ...], int]] = deque()
+        self._current: Iterator[Delta] = iter(())
+        self._over = False
+        self._error: MeshError | None = None
+        self._news = trio.Event()
+
+    def grow(self, deltas: tuple[Delta, ...], size: int) -> None:
+        self.held += size
+        self._chunks.append((deltas, size))
+        self._news.set()
+
+    def finish(self, error: MeshError | None) -> None:
+        if not self._over:
+            self._over = True
+            self._error = error
+            self._news.set()
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while (delta := next(self._current, None)) is None:
+            if self._chunks:
+                deltas, size = self._chunks.popleft()
+                self.held -= size
+                self._current = iter(deltas)
+            elif self._error is not None:
+                raise self._error
+            elif self._over:
+                raise StopAsyncIteration
+            else:
+                self._news = trio.Event()
+                await self._news.wait()
+        return delta
+
+
+def _question(request: InferenceRequest) -> bytes:
+    question = encode(Ask(request=request))
+    if len(question) > INFERENCE_LIMIT:
+        raise RequestError(f"the request has {len(question)} bytes; {INFERENCE_LIMIT} can travel")
+    return question
+
+
+class Answers:
+    """The answering end."""
+
+    def __init__(self, protocols: Protocols, answer: Answer, journal: Journal) -> None:
+        self._answer = answer
+        self._journal = journal
+        self._busy: Counter[PeerId] = Counter()
+        protocols.serve(PROTOCOL, self._serve)
+
+    async def _serve(self, stream: Stream, member: Member) -> None:
+        session = _Session(stream, member)
+        with bare():
+            async with trio.open_nursery() as nursery:
+                with suppress(Unavailable):  # the asker closed the stream, or is gone
+                    await self._read(session, nursery)
+                nursery.cancel_scope.cancel()
+
+    async def _read(self, session: _Session, nursery: trio.Nursery) -> None:
+        while True:
+            message: Ask | Cancel = await session.stream.hear(Ask | Cancel)
+            if isinstance(message, Ask):
+                if session.scope is not None:
+                    raise RemoteError("a request before the last one ended")
+                session.scope = trio.CancelScope()
+                nursery.start_soon(self._run, session, message.request)
+            elif session.scope is not None:
+                session.scope.cancel()
+
+    async def _run(self, session: _Session, request: InferenceRequest) -> None:
+        last: End | ErrorMessage = End()
+        assert session.scope is not None
+        with session.scope:
+            last = await self._attempt(session, request)
+        # Free before the asker can know it, since the next request comes right after `end`.
+        session.scope = None
+        with suppress(Unavailable):
+            await session.stream.tell(last)
+
+    async def _attempt(self, session: _Session, request: InferenceRequest) -> End | ErrorMessage:
+        peer = session.member.peer
+        if self._busy[peer] >= MAX_REQUESTS:
+            return ErrorMessage.of(
+                Overloaded(f"{MAX_REQUESTS} requests of yours are under way", retry_after=1.0)
+            )
+        self._busy[peer] += 1
+        try:
+            await self._send(session, request)
+        except MeshError as error:
+            return ErrorMessage.of(error)
+        except Exception as error:  # noqa: BLE001 - our own mistake must not end the host
+            self._journal.error("handler_failed", f"an answer failed: {error!r}", peer=peer)
+            return ErrorMessage.of(MeshError("an internal error"))
+        finally:
+            self._busy[peer] -= 1
+            if not self._busy[peer]:
+                del self._busy[peer]
+        return End()
+
+    async def _send(self, session: _Session, request: InferenceRequest) -> None:
+        put, take = trio.open_memory_channel[Delta](_QUEUE)
+        answering = self._answer(request, session.member)
+        with bare():
+            async with answering as deltas, trio.open_nursery() as nursery:
+                nursery.start_soon(_collect, deltas, put)
+                async for delta in take:
+                    await session.stream.tell(Grew(deltas=_together(delta, take)))
+
+
+@dataclass(slots=True)
+class _Session:
+    """A stream that a member opened, and the answer that is under way on it."""
+
+    stream: Stream
+    member: Member
+    scope: trio.CancelScope | None = None
+
+
+async def _collect(deltas: AsyncIterator[Delta], put: trio.MemorySendChannel[Delta]) -> None:
+    with put:
+        async for delta in deltas:
+            await put.send(delta)
+
+
+def _together(first: Delta, take: trio.MemoryReceiveChannel[Delta]) -> tuple[Delta, ...]:
+    batch = [first]
+    with suppress(trio.WouldBlock, trio.EndOfChannel):
+        while len(batch) < _MOST_TOGETHER:
+            batch.append(take.receive_nowait())
+    return tuple(batch)

@@ -1,0 +1,272 @@
+"""Framed streams, and the gate in front of every protocol.
+
+A Stream carries frames (core/wire.py) over one libp2p stream. It ends well with `end`; an end
+without it is a failure, since yamux shows a killed peer, a reset and a clean close alike. One
+task reads a stream, and it must always read: libp2p resets a stream whose reader rests for
+five seconds while its window is full. `drained` does that for those who cannot promise it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import trio
+from libp2p.io.exceptions import IOException
+from libp2p.network.connection.exceptions import RawConnError
+from libp2p.network.stream.exceptions import StreamError
+from libp2p.stream_muxer.exceptions import MuxedStreamError
+
+from p2p_mesh.core.admission import may_open
+from p2p_mesh.core.invite import Member
+from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.wire import End, ErrorMessage, Frames, decode, encode, varint
+from p2p_mesh.errors import MeshError, RemoteError, Unavailable
+from p2p_mesh.journal import Journal
+from p2p_mesh.net.groups import bare
+from p2p_mesh.net.host import Host, name_of
+from p2p_mesh.net.offences import Offences
+
+VERSION = "1.0.0"
+SEND_TIMEOUT = 30.0
+CLOSE_TIMEOUT = 0.3
+"""Seconds to say that a stream ends; where the peer hangs, its connection will tell."""
+
+FOREIGN_LIMIT = 16 << 20
+"""Bytes of a frame in a protocol of a backend, unless it says less."""
+
+CREDIT = 32 << 20
+"""Bytes that wait for a slow reader before its stream ends."""
+
+_BROKEN = (StreamError, IOException, RawConnError, MuxedStreamError, OSError)
+
+T = TypeVar("T")
+
+
+def protocol_id(name: str) -> str:
+    return f"/meshnode/{name}/{VERSION}"
+
+
+class Stream:
+    """A framed stream to a peer. One task sends at a time, one receives."""
+
+    def __init__(self, raw: Any, peer: PeerId, limit: int) -> None:
+        self.peer = peer
+        self._raw = raw
+        self._frames = Frames(limit)
+        self._writing = trio.Lock()
+        self._over = False
+
+    async def send(self, frame: bytes) -> None:
+        """Sends the body of one frame. Raises Unavailable."""
+        data = varint(len(frame)) + frame
+        try:
+            with trio.fail_after(SEND_TIMEOUT):
+                async with self._writing:
+                    await self._raw.write(data)
+        except trio.TooSlowError as error:
+            raise Unavailable(f"{self.peer} took nothing for {SEND_TIMEOUT:g} s") from error
+        except _BROKEN as error:
+            raise Unavailable(f"the stream to {self.peer} broke") from error
+
+    async def receive(self) -> bytes:
+        """The next frame. Raises Unavailable where the stream ended, RemoteError where what
+        came is no frame.
+        """
+        while (body := next(iter(self._frames), None)) is None:
+            self._frames.feed(await self._read())
+        return body
+
+    async def _read(self) -> bytes:
+        try:
+            data: bytes = await self._raw.read()
+        except _BROKEN as error:
+            raise self._ended() from error
+        if not data:
+            raise self._ended()
+        return data
+
+    def _ended(self) -> MeshError:
+        if self._frames.is_between:
+            return Unavailable(f"{self.peer} closed the stream")
+        return Unavailable(f"the stream to {self.peer} broke in the middle of a message")
+
+    async def tell(self, message: object) -> None:
+        await self.send(encode(message))
+
+    async def hear(self, kind: Any) -> Any:
+        """The next message, of one of the kinds in the union `kind`."""
+        return decode(await self.receive(), kind)
+
+    async def complain(self, error: MeshError) -> None:
+        """Says why this side cannot go on, if the peer still listens."""
+        with suppress(Unavailable), trio.move_on_after(CLOSE_TIMEOUT):
+            await self.tell(ErrorMessage.of(error))
+
+    async def close(self) -> None:
+        """Ends this side's half; harmless when it has ended."""
+        if self._over:
+            return
+        self._over = True
+        with trio.move_on_after(CLOSE_TIMEOUT) as scope:
+            scope.shield = True
+            with suppress(*_BROKEN):
+                await self._raw.close()
+
+    async def reset(self) -> None:
+        """Ends both halves at once; what is under way is lost."""
+        self._over = True
+        with trio.move_on_after(CLOSE_TIMEOUT) as scope:
+            scope.shield = True
+            with suppress(Exception):
+                await self._raw.reset()
+
+
+class Drained:
+    """A stream whose frames are read as they come, and wait here; a serve.backend.Stream."""
+
+    def __init__(self, stream: Stream, credit: int = CREDIT) -> None:
+        self._stream = stream
+        self._credit = credit
+        self._held = 0
+        self._put, self._take = trio.open_memory_channel[bytes | MeshError](1 << 20)
+
+    async def send(self, frame: bytes) -> None:
+        await self._stream.send(frame)
+
+    async def receive(self) -> bytes:
+        try:
+            item = await self._take.receive()
+        except trio.EndOfChannel as error:
+            raise Unavailable(f"{self._stream.peer} closed the stream") from error
+        if isinstance(item, MeshError):
+            raise item
+        self._held -= len(item)
+        return item
+
+    async def pump(self) -> None:
+        """Reads until the stream ends, or holds more than its credit."""
+        with self._put:
+            try:
+                while self._held <= self._credit:
+                    frame = await self._stream.receive()
+                    self._held += len(frame)
+                    self._put.send_nowait(frame)
+                raise Unavailable(f"{self._stream.peer} sent more than could be taken")
+            except MeshError as error:
+                self._put.send_nowait(error)
+            except trio.WouldBlock:
+                await self._stream.reset()
+
+
+@asynccontextmanager
+async def drained(stream: Stream, credit: int = CREDIT) -> AsyncIterator[Drained]:
+    """Reads a stream for one that may rest between two frames."""
+    frames = Drained(stream, credit)
+    with bare():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(frames.pump)
+            yield frames
+            nursery.cancel_scope.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    name: str
+    limit: int = FOREIGN_LIMIT
+    """Bytes of one frame."""
+
+
+Serve = Callable[[Stream, Member], Awaitable[None]]
+Gate = Callable[[PeerId], Awaitable[Member | None]]
+
+
+class Protocols:
+    """Opens and serves the streams of admitted peers, and of nobody else."""
+
+    def __init__(self, host: Host, gate: Gate, journal: Journal, offences: Offences) -> None:
+        self._host = host
+        self._gate = gate
+        self._journal = journal
+        self._offences = offences
+
+    def serve(self, protocol: Protocol, serve: Serve) -> None:
+        """Answers the streams that admitted peers open; `serve` ends them with `end`."""
+
+        async def accept(raw: Any) -> None:
+            member = await self._gate(name_of(raw))
+            if member is None or not _may_open(member, protocol.name):
+                self._offences.note(name_of(raw), f"opened {protocol.name} without the right to")
+                await raw.reset()
+                return
+            stream = Stream(raw, member.peer, protocol.limit)
+            await self._attend(protocol, stream, member, serve)
+
+        self._host.handle(protocol_id(protocol.name), accept)
+
+    async def _attend(
+        self, protocol: Protocol, stream: Stream, member: Member, serve: Serve
+    ) -> None:
+        try:
+            await serve(stream, member)
+        except RemoteError as error:
+            self._offences.note(member.peer, f"{protocol.name}: {error}")
+            await stream.complain(error)
+        except MeshError as error:
+            await stream.complain(error)
+        except Exception as error:  # noqa: BLE001 - our own mistake must not end the host
+            self._journal.error(
+                "handler_failed", f"{protocol.name} failed: {error!r}", peer=member.peer
+            )
+            await stream.complain(MeshError("an internal error"))
+        finally:
+            await stream.close()
+
+    @asynccontextmanager
+    async def open(self, peer: PeerId, protocol: Protocol) -> AsyncIterator[Stream]:
+        """A stream to an admitted peer. Raises Unavailable."""
+        stream = await self.connect(peer, protocol)
+        try:
+            yield stream
+        except BaseException:
+            await stream.reset()
+            raise
+        await stream.close()
+
+    async def connect(self, peer: PeerId, protocol: Protocol) -> Stream:
+        """As `open`, for those who keep streams and close them on their own."""
+        if await self._gate(peer) is None:
+            raise Unavailable(f"{peer} is not connected")
+        raw = await open_raw(self._host, peer, protocol.name)
+        return Stream(raw, peer, protocol.limit)
+
+
+def _may_open(member: Member, name: str) -> bool:
+    """Protocols of backends have no row in the table: they are for members."""
+    if name in ("inventory", "inference"):
+        return may_open(member.role, name)  # type: ignore[arg-type]
+    return member.role == "member"
+
+
+async def open_raw(host: Host, peer: PeerId, name: str) -> Any:
+    """A libp2p stream for one of our protocols. Raises Unavailable, which names the versions
+    where the peer speaks another one.
+    """
+    try:
+        return await host.open(peer, protocol_id(name))
+    except Unavailable as error:
+        head = f"/meshnode/{name}/"
+        theirs = [known[len(head) :] for known in host.speaks(peer) if known.startswith(head)]
+        if theirs and VERSION not in theirs:
+            versions = ", ".join(sorted(theirs))[:100]
+            raise Unavailable(f"the peer speaks {name} {versions}, this node {VERSION}") from error
+        raise
+
+
+async def hear_end(stream: Stream) -> None:
+    """Waits for `end`; raises what the peer says instead."""
+    message: End | ErrorMessage = await stream.hear(End | ErrorMessage)
+    if isinstance(message, ErrorMessage):
+        raise message.error()

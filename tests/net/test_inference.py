@@ -1,0 +1,292 @@
+"""Questions and answers between two nodes on the memory network."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from p2p_mesh.core.records import Delta, InferenceRequest, TextPrompt
+from p2p_mesh.core.wire import Ask, Cancel, End, ErrorMessage, Grew
+from p2p_mesh.errors import (
+    EngineDied,
+    MeshError,
+    Overloaded,
+    RequestError,
+    Unavailable,
+    UnknownModel,
+)
+from p2p_mesh.net import inference
+from p2p_mesh.net.protocols import Stream
+from p2p_mesh.testing.members import Mesh, Node, opened, request, text_of, until
+from p2p_mesh.testing.network import MemoryNetwork
+
+Clock = trio.testing.MockClock
+
+
+async def slow(asked: InferenceRequest) -> AsyncIterator[Delta]:
+    """Grows by a character each second."""
+    for place in range(10_000):
+        yield Delta(text="x", tokens=(place,))
+        await trio.sleep(1)
+
+
+@asynccontextmanager
+async def pair(generate: Any = None, **more: Any) -> AsyncIterator[tuple[Node, Node]]:
+    """A node that asks, and one that answers; they know each other."""
+    wire, mesh = MemoryNetwork(**more), Mesh()
+    server = mesh.node(generate=generate) if generate else mesh.node()
+    asker = mesh.node()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(opened(server, transport=wire.transport()))
+        await stack.enter_async_context(
+            opened(asker, transport=wire.transport(), seeds=server.seeds())
+        )
+        await until(lambda: asker.came and server.came, seconds=60)
+        yield asker, server
+
+
+@asynccontextmanager
+async def raw(asker: Node, server: Node) -> AsyncIterator[Stream]:
+    """A stream of the inference protocol, for an asker that keeps to no rule."""
+    async with asker.net._protocols.open(server.peer_id, inference.PROTOCOL) as stream:
+        yield stream
+
+
+async def test_answer_arrives_whole(autojump_clock: Clock) -> None:
+    async with pair() as (asker, server):
+        async with asker.net.ask(server.peer_id, request("hi")) as deltas:
+            got = [delta async for delta in deltas]
+        assert [delta.text for delta in got] == ["h", "i", ""]
+        assert got[-1].finish == "stop"
+        assert got[-1].usage is not None
+
+
+async def test_streams_are_reused(autojump_clock: Clock) -> None:
+    async with pair() as (asker, server):
+        for _ in range(20):
+            assert await text_of(asker, server.peer_id) == "hello"
+        assert asker.net._questions._open[server.peer_id] == 1
+
+
+async def test_open_stream_costs_one_round_trip(autojump_clock: Clock) -> None:
+    async with pair(latency=0.5) as (asker, server):
+        await text_of(asker, server.peer_id)
+        start = trio.current_time()
+        async with asker.net.ask(server.peer_id, request()) as deltas:
+            await anext(deltas)
+        assert trio.current_time() - start == pytest.approx(1.0, abs=0.05)
+
+
+async def test_deltas_that_wait_travel_together(autojump_clock: Clock) -> None:
+    async with pair() as (asker, server), raw(asker, server) as stream:
+        await stream.tell(Ask(request=request("y" * 2000)))
+        sizes = []
+        while isinstance(message := await stream.hear(Grew | End), Grew):
+            sizes.append(len(message.deltas))
+        assert sum(sizes) == 2001
+        assert len(sizes) < 1000
+
+
+async def test_leaving_early_cancels_at_once(autojump_clock: Clock) -> None:
+    async with pair(slow) as (asker, server):
+        async with asker.net.ask(server.peer_id, request()) as deltas:
+            await anext(deltas)
+        await until(lambda: server.stopped == ["r"], seconds=0.1)
+
+
+async def test_cancelled_stream_is_reused(autojump_clock: Clock) -> None:
+    async with pair(slow) as (asker, server):
+        for _ in range(5):
+            async with asker.net.ask(server.peer_id, request()) as deltas:
+                await anext(deltas)
+            await trio.sleep(1)
+        assert asker.net._questions._open[server.peer_id] == 1
+        assert len(server.stopped) == 5
+
+
+async def test_stream_that_does_not_end_is_reset(autojump_clock: Clock) -> None:
+    async def stubborn(asked: InferenceRequest) -> AsyncIterator[Delta]:
+        yield Delta(text="x")
+        with trio.CancelScope(shield=True):
+            await trio.sleep(60)
+
+    async with pair(stubborn) as (asker, server):
+        async with asker.net.ask(server.peer_id, request()) as deltas:
+            await anext(deltas)
+        await trio.sleep(inference.CANCEL_DEADLINE + 1)
+        assert not asker.net._questions._open
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnknownModel("no such model"),
+        RequestError("too long", param="messages"),
+        Overloaded("full", retry_after=3.0),
+        EngineDied("it died"),
+    ],
+)
+async def test_errors_keep_their_kind(error: MeshError, autojump_clock: Clock) -> None:
+    async def failing(asked: InferenceRequest) -> AsyncIterator[Delta]:
+        yield Delta(text="x")
+        raise error
+
+    async with pair(failing) as (asker, server):
+        with pytest.raises(type(error), match=str(error)) as caught:
+            await text_of(asker, server.peer_id)
+        assert caught.value.param == error.param
+        assert caught.value.retry_after == error.retry_after
+        assert asker.net._questions._open[server.peer_id] == 1
+
+
+async def test_mistake_of_the_server_is_no_disaster(autojump_clock: Clock) -> None:
+    async def broken(asked: InferenceRequest) -> AsyncIterator[Delta]:
+        yield Delta(text="x")
+        raise ZeroDivisionError
+
+    async with pair(broken) as (asker, server):
+        with pytest.raises(MeshError, match="internal"):
+            await text_of(asker, server.peer_id)
+        assert server.events("handler_failed")
+        server.generate = slow
+        async with asker.net.ask(server.peer_id, request()) as deltas:
+            await anext(deltas)
+
+
+async def test_dead_server_is_seen_at_once(autojump_clock: Clock) -> None:
+    wire, mesh = MemoryNetwork(), Mesh()
+    server, asker = mesh.node(generate=slow), mesh.node()
+    machine = wire.transport()
+    async with (
+        opened(asker, transport=wire.transport()),
+        opened(server, transport=machine, seeds=asker.seeds()),
+    ):
+        await until(lambda: asker.came)
+        async with asker.net.ask(server.peer_id, request()) as deltas:
+            await anext(deltas)
+            wire.kill(machine)
+            with trio.fail_after(1), pytest.raises(Unavailable):
+                async for _ in deltas:
+                    pass
+        assert not asker.net._questions._open
+
+
+async def test_dead_asker_frees_the_engine(autojump_clock: Clock) -> None:
+    wire, mesh = MemoryNetwork(), Mesh()
+    server, asker = mesh.node(generate=slow), mesh.node()
+    machine = wire.transport()
+    async with (
+        opened(server, transport=wire.transport()),
+        opened(asker, transport=machine, seeds=server.seeds()),
+        asker.net.ask(server.peer_id, request()) as deltas,
+    ):
+        await anext(deltas)
+        wire.kill(machine)
+        await until(lambda: server.stopped == ["r"], seconds=1)
+
+
+async def test_silent_server_is_given_up(autojump_clock: Clock) -> None:
+    async def silent(asked: InferenceRequest) -> AsyncIterator[Delta]:
+        await trio.sleep(10_000)
+        yield Delta()
+
+    async with pair(silent) as (asker, server):
+        with pytest.raises(Unavailable, match="silent"):
+            await text_of(asker, server.peer_id)
+
+
+async def test_too_many_requests_are_refused(autojump_clock: Clock) -> None:
+    async with pair(slow) as (asker, server), AsyncExitStack() as stack:
+        for _ in range(inference.MAX_REQUESTS):
+            deltas = await stack.enter_async_context(asker.net.ask(server.peer_id, request()))
+            await anext(deltas)
+        with pytest.raises(Overloaded):
+            await text_of(asker, server.peer_id)
+        async with raw(asker, server) as stream:
+            await stream.tell(Ask(request=request()))
+            answer = await stream.hear(Grew | ErrorMessage)
+            assert isinstance(answer, ErrorMessage)
+            assert answer.code == "overloaded"
+
+
+async def test_slow_asker_loses_its_answer_only(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "CREDIT", 100_000)
+
+    async def flood(asked: InferenceRequest) -> AsyncIterator[Delta]:
+        while True:
+            yield Delta(text="x" * 10_000)
+            await trio.sleep(0.1)
+
+    async with pair(flood) as (asker, server):
+        async with asker.net.ask(server.peer_id, request()) as deltas:
+            await trio.sleep(30)
+            with pytest.raises(Unavailable, match="faster"):
+                async for _ in deltas:
+                    pass
+        assert server.stopped == ["r"]
+        assert set(asker.net.members()) == {server.peer_id}
+
+
+async def test_huge_request_is_refused_here(autojump_clock: Clock) -> None:
+    huge = InferenceRequest(id="r", model="m", prompt=TextPrompt(text="x" * (9 << 20)))  # type: ignore[arg-type]
+    async with pair() as (asker, server):
+        with pytest.raises(RequestError, match="can travel"):
+            async with asker.net.ask(server.peer_id, huge):
+                pass
+
+
+async def test_large_request_arrives(autojump_clock: Clock) -> None:
+    async def count(asked: InferenceRequest) -> AsyncIterator[Delta]:
+        assert isinstance(asked.prompt, TextPrompt)
+        yield Delta(text=str(len(asked.prompt.text)))
+
+    async with pair(count) as (asker, server):
+        assert await text_of(asker, server.peer_id, "x" * (8 << 20)) == str(8 << 20)
+
+
+async def test_second_request_on_a_busy_stream_is_an_offence(autojump_clock: Clock) -> None:
+    async with pair(slow) as (asker, server), raw(asker, server) as stream:
+        await stream.tell(Ask(request=request()))
+        await stream.hear(Grew)
+        await stream.tell(Ask(request=request()))
+        while isinstance(answer := await stream.hear(Grew | ErrorMessage), Grew):
+            pass
+        assert answer.code == "bad_peer"
+        assert "before the last one ended" in answer.message
+        assert server.events("bad_peer")
+        await until(lambda: server.stopped == ["r"])
+
+
+async def test_cancel_of_nothing_is_ignored(autojump_clock: Clock) -> None:
+    async with pair() as (asker, server), raw(asker, server) as stream:
+        await stream.tell(Cancel())
+        await stream.tell(Ask(request=request("a")))
+        await stream.hear(Grew)
+        while not isinstance(await stream.hear(Grew | End), End):
+            pass
+        await stream.tell(Cancel())
+        await stream.tell(Ask(request=request("b")))
+        assert isinstance(await stream.hear(Grew | End), Grew)
+
+
+async def test_half_a_message_ends_the_stream_only(autojump_clock: Clock) -> None:
+    async with pair() as (asker, server):
+        async with raw(asker, server) as stream:
+            await stream._raw.write(b"\x50half")
+        assert await text_of(asker, server.peer_id) == "hello"
+
+
+async def test_client_may_ask(autojump_clock: Clock) -> None:
+    wire, mesh = MemoryNetwork(), Mesh()
+    server, client = mesh.node(), mesh.node(role="client")
+    async with (
+        opened(server, transport=wire.transport()),
+        opened(client, transport=wire.transport(), seeds=server.seeds()),
+    ):
+        assert await text_of(client, server.peer_id) == "hello"
