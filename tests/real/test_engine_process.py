@@ -329,7 +329,7 @@ async def test_a_template_that_holds_the_interpreter_fails_the_load(tmp_path: Pa
 
 async def test_a_model_without_template_says_what_it_uses(tmp_path: Path) -> None:
     async with start(write_model(tmp_path / "plain.gguf", template=None)) as engine:
-        assert engine.notes == ("plain has no chat template; ChatML is used",)
+        assert engine.describe().notes == ("plain has no chat template; ChatML is used",)
 
 
 def test_the_plugin_is_light_to_import() -> None:

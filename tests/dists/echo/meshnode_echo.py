@@ -60,7 +60,7 @@ def meshnode_routes() -> Sequence[BaseRoute]:
         await _heard.publish(b"hello")
         return JSONResponse({})
 
-    return [Route("/heard", heard), Route("/post", post)]
+    return [Route("/heard", heard), Route("/post", post, methods=["POST"])]
 
 
 @hookimpl
