@@ -69,14 +69,16 @@ class Plugins:
         return tuple(self._plugins.values())
 
     def backends(self) -> tuple[Backend, ...]:
-        return tuple(self._each("meshnode_backends", _backend))
+        return tuple(one for _, one in self._each("meshnode_backends", _backend))
 
     def routes(self) -> Mapping[str, Sequence[BaseRoute]]:
-        found = self._call("meshnode_routes")
-        return {name: tuple(routes) for name, routes in found if routes}
+        found: dict[str, list[BaseRoute]] = {}
+        for name, route in self._each("meshnode_routes", _route):
+            found.setdefault(name, []).append(route)
+        return found
 
     def topics(self) -> tuple[Topic, ...]:
-        return tuple(self._each("meshnode_topics", _topic))
+        return tuple(one for _, one in self._each("meshnode_topics", _topic))
 
     def commands(self, group: click.Group) -> None:
         """Lets plugins add commands, but not replace any."""
@@ -103,11 +105,11 @@ class Plugins:
                     implementation.plugin_name, f"meshnode_event: {type(error).__name__}: {error}"
                 )
 
-    def _each(self, hook: str, check: Callable[[Any], T]) -> Iterable[T]:
+    def _each(self, hook: str, check: Callable[[Any], T]) -> Iterable[tuple[str, T]]:
         """The checked elements of the lists that a hook's implementations return."""
         for name, answer in self._call(hook):
             try:
-                yield from [check(one) for one in answer]
+                yield from [(name, check(one)) for one in answer]
             except (LocalError, TypeError) as error:
                 self._skip(name, f"{hook}: {error}")
 
@@ -181,6 +183,12 @@ def _backend(found: Any) -> Backend:
         raise LocalError(f"{found!r} is no backend: it has no {', '.join(missing)}")
     backend: Backend = found
     return backend
+
+
+def _route(found: Any) -> BaseRoute:
+    if not isinstance(found, BaseRoute):
+        raise LocalError(f"{found!r} is no route of Starlette")
+    return found
 
 
 def _topic(found: Any) -> Topic:

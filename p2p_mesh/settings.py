@@ -86,8 +86,10 @@ def load(
     environment: Mapping[str, str] | None = None,
     *,
     stdin: TextIO | None = None,
+    open_secrets: bool = True,
 ) -> Settings:
-    """The settings in force. `flags` holds what was given, None or () where it was not.
+    """The settings in force. `flags` holds what was given, None or () where it was not. Without
+    `open_secrets`, tokens and keys stay as they were written: `@FILE`, or `-`.
 
     Raises SettingsError, naming where the wrong value stands.
     """
@@ -98,7 +100,7 @@ def load(
         **{name: value for name, value in flags.items() if value not in (None, ())},
     }
     settings = _convert(given, "the setting")
-    return _open_secrets(settings, stdin or sys.stdin)
+    return _open_secrets(settings, stdin or sys.stdin) if open_secrets else settings
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ DIR/lock        held while a node runs on DIR
 DIR/node.json   of the running node: pid, URLs, the token of its management port (0600)
 DIR/node.key    the node's identity (net/identity.py)
 DIR/mesh.key    the private key of the mesh that this node founded (0600)
+DIR/api.key     the key that --listen asks for, where none was given (0600)
 DIR/mesh        the mesh that this node belongs to, and its credential (0600)
 """
 
@@ -44,7 +45,6 @@ class NodeFile(Struct, frozen=True, kw_only=True):
     api_url: str
     console_url: str
     token: str
-    peer_id: str = ""
 
 
 class Belonging(Struct, frozen=True, kw_only=True):

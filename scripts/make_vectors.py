@@ -12,7 +12,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2p_mesh.core.admission import Hello, Transcript, prove
-from p2p_mesh.core.inventory import Announced, AskSnapshot, seal
+from p2p_mesh.core.inventory import Announced, AskSnapshot, announce
 from p2p_mesh.core.invite import join, make_invite, public_bytes, read_token
 from p2p_mesh.core.names import Digest, ModelId, RequestId, mesh_id, peer_id
 from p2p_mesh.core.records import (
@@ -79,7 +79,7 @@ def inventory() -> dict[str, Any]:
         addresses=("/ip4/192.0.2.1/tcp/4001",),
     )
     credential = join(read_token(token), public_bytes(KEYS["node"]))
-    envelope = seal(announcement, KEYS["node"], credential)
+    envelope = announce(announcement, KEYS["node"], credential)
     return {
         "mesh_key": MESH.hex(),
         "now": 1_900_000_001.0,

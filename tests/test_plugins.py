@@ -138,10 +138,14 @@ def test_routes_and_topics() -> None:
     plugins = loaded(
         good=plugin(meshnode_routes=lambda: [route], meshnode_topics=lambda: [topic]),
         bad=plugin(meshnode_topics=lambda: ["t"]),
+        worse=plugin(meshnode_routes=lambda: 42),
+        worst=plugin(meshnode_routes=lambda: ["/"]),
     )
-    assert plugins.routes() == {"good": (route,)}
+    assert plugins.routes() == {"good": [route]}
     assert plugins.topics() == (topic,)
     assert "is no Topic" in states(plugins)["bad"]
+    assert "not iterable" in states(plugins)["worse"]
+    assert "is no route" in states(plugins)["worst"]
 
 
 async def test_events_reach_every_plugin(autojump_clock: MockClock) -> None:

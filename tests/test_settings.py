@@ -77,6 +77,11 @@ def test_secrets_come_from_a_file_and_from_standard_input(tmp_path: Path) -> Non
     assert settings.api_key == "key"
 
 
+def test_secrets_that_are_not_needed_stay_closed() -> None:
+    settings = load({"join": ("@/nowhere/token",)}, {}, open_secrets=False)
+    assert settings.join == ("@/nowhere/token",)
+
+
 def test_standard_input_gives_one_secret() -> None:
     with pytest.raises(SettingsError, match="only one"):
         load({"join": ("-",), "api_key": "-"}, {}, stdin=io.StringIO("a\nb\n"))

@@ -40,7 +40,7 @@ class Client:
     @classmethod
     def find(cls, data_dir: str | None) -> Client:
         """Raises Unavailable where no node runs there."""
-        directory = settings.load({"data_dir": data_dir}).data_path
+        directory = settings.load({"data_dir": data_dir}, open_secrets=False).data_path
         node = state.running(directory)
         if node is None or not psutil.pid_exists(node.pid):
             raise Unavailable(_nobody(directory))

@@ -117,7 +117,8 @@ def _log(settings: Settings) -> Callable[..., None]:
 def _run(settings: Settings, journal: Journal) -> int:
     tickets = tuple(read_token(token) for token in settings.join)
     digests = store.Digests(settings_module.cache_dir() / "digests.json")
-    models = store.select(_references(settings), digests)
+    is_client = any(ticket.invite.role == "client" for ticket in tickets)
+    models = store.select(_references(settings, is_client=is_client), digests)
     plugins = Plugins()
     plugins.load()
     try:
@@ -127,10 +128,11 @@ def _run(settings: Settings, journal: Journal) -> int:
     return 0
 
 
-def _references(settings: Settings) -> tuple[str, ...]:
+def _references(settings: Settings, *, is_client: bool = False) -> tuple[str, ...]:
+    """The models to serve; `is_client`: by its invite, the node may only ask."""
     if settings.client and settings.model:
         raise SettingsError("--client serves nothing; leave out --model, or --client")
-    if settings.client:
+    if settings.client or (is_client and not settings.model):
         return ()
     return settings.model or (store.DEFAULT_MODEL,)
 

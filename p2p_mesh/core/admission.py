@@ -19,14 +19,10 @@ from p2p_mesh.errors import Refused
 
 VERSION = 1
 
-Protocol = Literal["inventory", "inference"]
 Topic = Literal["inventory", "demand", "blackboard"]
 
 # Role × protocol and role × topic (specs/admission/README.md, "What a role may do").
-_PROTOCOLS: dict[Role, frozenset[Protocol]] = {
-    "member": frozenset({"inventory", "inference"}),
-    "client": frozenset({"inventory", "inference"}),
-}
+_CLIENT_PROTOCOLS = frozenset({"inventory", "inference"})
 _PUBLISHES: dict[Role, frozenset[Topic]] = {
     "member": frozenset({"inventory", "demand", "blackboard"}),
     "client": frozenset({"demand", "blackboard"}),
@@ -56,9 +52,11 @@ class Transcript(Record, frozen=True, kw_only=True):
     verifier_nonce: bytes
 
 
-def may_open(role: Role, protocol: Protocol) -> bool:
-    """Whether a peer of that role may open streams of a protocol."""
-    return protocol in _PROTOCOLS[role]
+def may_open(role: Role, protocol: str) -> bool:
+    """Whether a peer of that role may open streams of a protocol: a member of every one, also
+    those that backends bring; a client of those that asking takes.
+    """
+    return role == "member" or protocol in _CLIENT_PROTOCOLS
 
 
 def may_publish(role: Role, topic: str) -> bool:

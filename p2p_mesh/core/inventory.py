@@ -13,23 +13,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Meta
 
 from p2p_mesh.core.admission import may_publish
-from p2p_mesh.core.invite import Credential, Key, Signed, check, public_bytes, sign, verify
-from p2p_mesh.core.names import PeerId, peer_id
-from p2p_mesh.core.records import Announcement, Record
+from p2p_mesh.core.invite import Credential, seal, unseal
+from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.records import Announcement
 from p2p_mesh.core.wire import INVENTORY_LIMIT, Message, decode, encode
 from p2p_mesh.errors import Refused, RemoteError
+
+KIND = "announcement"
+"""What the signature of an envelope covers, beside the announcement."""
 
 SKEW = 60.0
 """Seconds that a member's clock may be ahead of ours."""
 
 MAX_MEMBERS = 10_000
 MAX_ENVELOPE = 96 << 10
-
-
-class Envelope(Record, frozen=True, kw_only=True):
-    author: Key
-    announcement: Signed
-    credential: Credential
 
 
 class AskSnapshot(Message, frozen=True, tag="ask"):
@@ -52,35 +49,25 @@ class Offer:
     expires: float
 
 
-def seal(announcement: Announcement, key: Ed25519PrivateKey, credential: Credential) -> bytes:
-    return encode(
-        Envelope(
-            author=public_bytes(key),
-            announcement=sign("announcement", encode(announcement), key),
-            credential=credential,
-        )
-    )
+def announce(announcement: Announcement, key: Ed25519PrivateKey, credential: Credential) -> bytes:
+    """The envelope in which an announcement travels."""
+    return seal(KIND, encode(announcement), key, credential)
 
 
-def unseal(envelope: bytes, mesh: bytes, now: float) -> Offer:
-    """What an envelope says, all of it checked. Raises RemoteError."""
+def read(envelope: bytes, mesh: bytes, now: float) -> Offer:
+    """What an announcement's envelope says, all of it checked. Raises RemoteError."""
     if len(envelope) > MAX_ENVELOPE:
         raise RemoteError(f"an announcement of {len(envelope)} bytes; {MAX_ENVELOPE} is the limit")
-    sealed: Envelope = decode(envelope, Envelope)
-    author = peer_id(sealed.author)
-    member = check(sealed.credential, mesh, now)
-    if member.peer != author:
-        raise Refused("an announcement with the credential of another node")
-    if not may_publish(member.role, "inventory"):
-        raise Refused(f"a {member.role} announces nothing")
-    payload = verify("announcement", sealed.announcement, sealed.author)
+    author, payload = unseal(KIND, envelope, mesh, now)
+    if not may_publish(author.role, "inventory"):
+        raise Refused(f"a {author.role} announces nothing")
     announcement: Announcement = decode(payload, Announcement)
     if max(announcement.issued_at, announcement.sequence[0] / 1000) > now + SKEW:
         raise Refused("an announcement from the future; one of the two clocks is wrong")
     expires = min(now, announcement.issued_at + SKEW) + announcement.lifetime
     if expires <= now:
         raise Refused("an announcement that has lapsed")
-    return Offer(author, announcement, envelope, expires)
+    return Offer(author.peer, announcement, envelope, expires)
 
 
 class Inventory:

@@ -64,6 +64,14 @@ class Credential(Record, frozen=True, kw_only=True):
     invite: Signed | None = None
 
 
+class Envelope(Record, frozen=True, kw_only=True):
+    """Something that a member says to all: it proves itself, whoever passes it on."""
+
+    author: Key
+    body: Signed
+    credential: Credential
+
+
 class _Token(Record, frozen=True, kw_only=True):
     invite: Signed
     seed: Key
@@ -190,6 +198,21 @@ def check(credential: Credential, mesh: bytes, now: float) -> Member:
     if until is not None and until <= now:
         raise Refused("the membership has ended; ask for a new invite")
     return Member(peer_id(membership.peer), membership.role, until)
+
+
+def seal(kind: str, payload: bytes, key: Ed25519PrivateKey, credential: Credential) -> bytes:
+    """The payload as its author says it to all; `kind` is what the signature covers with it."""
+    body = sign(kind, payload, key)
+    return encode(Envelope(author=public_bytes(key), body=body, credential=credential))
+
+
+def unseal(kind: str, envelope: bytes, mesh: bytes, now: float) -> tuple[Member, bytes]:
+    """Who says it, and the payload, both checked. Raises RemoteError."""
+    sealed: Envelope = decode(envelope, Envelope)
+    member = check(sealed.credential, mesh, now)
+    if member.peer != peer_id(sealed.author):
+        raise Refused(f"the {kind} comes with the credential of another node")
+    return member, verify(kind, sealed.body, sealed.author)
 
 
 def _check_invite(signed: Signed, mesh: bytes) -> Invite:

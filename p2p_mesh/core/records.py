@@ -119,7 +119,7 @@ class ServedModel(Record, frozen=True, kw_only=True):
     """A model that a node answers for."""
 
     id: Annotated[ModelId, Meta(min_length=1, max_length=256)]
-    digest: Annotated[Digest, Meta(pattern="^[0-9a-f]{64}$")] | None = None
+    digest: Annotated[Digest, Meta(pattern=r"\A[0-9a-f]{64}\Z")] | None = None
     context: Count
     slots: Count
     capabilities: Annotated[tuple[ShortText, ...], Meta(max_length=32)] = ("generate",)

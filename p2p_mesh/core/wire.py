@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from p2p_mesh.core.records import Count, Delta, InferenceRequest, ShortText
+from p2p_mesh.core.records import Delta, InferenceRequest, ShortText
 from p2p_mesh.errors import MeshError, RemoteError, from_code
 
 MIB = 1 << 20
@@ -37,7 +37,7 @@ class ErrorMessage(Message, frozen=True, kw_only=True, tag="error"):
     code: ShortText
     message: str
     param: ShortText | None = None
-    retry_after: float | None = None
+    retry_after: Annotated[float, Meta(ge=0, le=86_400)] | None = None
 
     @classmethod
     def of(cls, error: MeshError) -> ErrorMessage:
@@ -56,12 +56,6 @@ class ErrorMessage(Message, frozen=True, kw_only=True, tag="error"):
 
 class End(Message, frozen=True, tag="end"):
     """Nothing follows. The end of a stream without it is a failure."""
-
-
-class Version(Message, frozen=True, kw_only=True, tag="version"):
-    """Says which versions of a protocol a peer speaks, before it closes the stream."""
-
-    versions: tuple[Count, ...]
 
 
 @lru_cache(maxsize=64)

@@ -197,7 +197,7 @@ class Protocols:
 
         async def accept(raw: Any) -> None:
             member = await self._gate(name_of(raw))
-            if member is None or not _may_open(member, protocol.name):
+            if member is None or not may_open(member.role, protocol.name):
                 self._offences.note(name_of(raw), f"opened {protocol.name} without the right to")
                 await raw.reset()
                 return
@@ -241,13 +241,6 @@ class Protocols:
             raise Unavailable(f"{peer} is not connected")
         raw = await open_raw(self._host, peer, protocol.name)
         return Stream(raw, peer, protocol.limit)
-
-
-def _may_open(member: Member, name: str) -> bool:
-    """Protocols of backends have no row in the table: they are for members."""
-    if name in ("inventory", "inference"):
-        return may_open(member.role, name)  # type: ignore[arg-type]
-    return member.role == "member"
 
 
 async def open_raw(host: Host, peer: PeerId, name: str) -> Any:

@@ -98,11 +98,11 @@ class Answers:
             async with AsyncExitStack() as attempt:
                 try:
                     started = await self._first(candidate, request, attempt)
-                except RequestError:
-                    raise  # the request is wrong, and would be wrong anywhere
                 except MeshError as error:
                     self._failed(candidate, request, error)
                     failures.append(error)
+                    if _is_settled(candidate, failures):
+                        break
                     continue
                 stack.push_async_exit(attempt.pop_all())
                 return started
@@ -167,7 +167,7 @@ class Answers:
     def _failed(self, candidate: Candidate, request: InferenceRequest, error: MeshError) -> None:
         if candidate.peer is None:
             return
-        if not isinstance(error, Overloaded | Loading | UnknownModel):
+        if not isinstance(error, Overloaded | Loading | UnknownModel | RequestError):
             self._inventory.suspect(candidate.peer)
         self._journal.warning(
             "answer_failed", f"{candidate.peer} did not answer for {request.model}: {error}",
@@ -175,10 +175,23 @@ class Answers:
         )  # fmt: skip
 
 
+def _is_settled(candidate: Candidate, failures: list[MeshError]) -> bool:
+    """Whether the request itself is wrong, and so would be anywhere: this node says so, or two
+    others do. One peer alone is not believed.
+    """
+    wrong = [error for error in failures if isinstance(error, RequestError)]
+    return len(wrong) > (1 if candidate.peer is not None else 0)
+
+
 def _worst(failures: list[MeshError]) -> MeshError:
-    """What the client is told when every node failed: rather to wait than that something broke."""
-    waits = [error for error in failures if isinstance(error, Overloaded | Loading)]
-    return (waits or failures)[-1]
+    """What the client is told when no node answered: that the request is wrong, else to wait,
+    else what broke last.
+    """
+    for kind in (RequestError, Overloaded | Loading, MeshError):
+        for error in reversed(failures):
+            if isinstance(error, kind):
+                return error
+    raise AssertionError("nobody was asked")
 
 
 class _Started:

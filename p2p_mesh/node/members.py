@@ -9,7 +9,8 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2p_mesh import __version__
-from p2p_mesh.core.inventory import Inventory, Offer, seal, unseal
+from p2p_mesh.core import inventory as announcements
+from p2p_mesh.core.inventory import Inventory, Offer
 from p2p_mesh.core.invite import Credential, Member
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.records import (
@@ -68,7 +69,7 @@ class Announcer:
             models=tuple(models),
             addresses=tuple(addresses[:32]),
         )
-        return seal(announcement, self._key, self._credential)
+        return announcements.announce(announcement, self._key, self._credential)
 
 
 class Members:
@@ -99,11 +100,11 @@ class Members:
 
     def keep(self, envelope: bytes) -> None:
         """Folds in this node's own envelope."""
-        self._inventory.apply(unseal(envelope, self._mesh_key, self._clock()))
+        self._inventory.apply(announcements.read(envelope, self._mesh_key, self._clock()))
 
     def heard(self, envelope: bytes) -> bool:
         """Folds an envelope in; True, since it is valid. Raises RemoteError where it is not."""
-        offer = unseal(envelope, self._mesh_key, self._clock())
+        offer = announcements.read(envelope, self._mesh_key, self._clock())
         known = self._inventory.get(offer.peer)
         if self._inventory.apply(offer):
             self._inventory.trust(offer.peer)

@@ -26,14 +26,14 @@ from p2p_mesh import state
 from p2p_mesh.console.app import create_app as create_console
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.invite import Ticket, check
-from p2p_mesh.core.records import InferenceRequest, ModelFile, Role
+from p2p_mesh.core.records import InferenceRequest, ModelFile, Resources, Role
 from p2p_mesh.errors import LocalError, UnknownModel
 from p2p_mesh.front.app import create_app as create_front
 from p2p_mesh.http.guard import Policy
 from p2p_mesh.http.server import EVERYWHERE, serve
 from p2p_mesh.journal import Journal
 from p2p_mesh.node.answers import Answer, Answers
-from p2p_mesh.node.extensions import Extensions
+from p2p_mesh.node.extensions import Extensions, Voice
 from p2p_mesh.node.members import EXPIRY_CHECK, Announcer, Members, announce
 from p2p_mesh.node.port import Port
 from p2p_mesh.node.status import status
@@ -72,7 +72,6 @@ class Node:
         self.journal = journal
         self.extensions = Extensions(plugins, journal)
         self.inventory = Inventory()
-        self.resources = hardware.measure(settings.memory_limit)
         self.hosted = self._host(models)
         self.answers = Answers(self.hosted, self.inventory, journal, time.time)
         self.network: Network | None = None
@@ -89,8 +88,10 @@ class Node:
         self._news = trio.Event()
 
     def _host(self, models: Sequence[ModelFile]) -> dict[str, Hosted]:
-        memory = Memory(self.resources)
-        port = Port(self.inventory, memory, lambda: self.hosted.values(), lambda: self.network)
+        memory = Memory(hardware.measure(self.settings.memory_limit))
+        port = self.port = Port(
+            self.inventory, memory, lambda: self.hosted.values(), lambda: self.network
+        )
         backends = self.plugins.backends()
         settings = self.settings
         hosted: dict[str, Hosted] = {}
@@ -194,6 +195,12 @@ class Node:
 
     # What the console asks
 
+    def measured(self) -> Resources:
+        """What this node has to work with now."""
+        devices = {about.device for one in self.hosted.values() if (about := one.description)}
+        now = hardware.measure(self.settings.memory_limit)
+        return msgspec.structs.replace(now, device=", ".join(sorted(devices)) or now.device)
+
     def status(self) -> dict[str, Any]:
         return status(self, time.time())
 
@@ -214,6 +221,11 @@ class Node:
         belonging = state.belong(directory, self._tickets, identity.public_key, name)
         self.belonging, self.inviter = belonging, state.Inviter(directory, belonging)
         self.role = check(belonging.credential, belonging.mesh, time.time()).role
+        if self.role == "client" and self.hosted:
+            self.journal.warning(
+                "client_role", "This node's invite lets it ask, not serve: the models here answer "
+                "this node alone",
+            )  # fmt: skip
         members = self.members = Members(
             self.inventory,
             mesh_key=belonging.mesh,
@@ -234,6 +246,7 @@ class Node:
             rng=SystemRandom(),
         ) as network:
             self.network, members.know = network, network.know
+            self.port.attach(network)
             self.answers.me, self.answers.ask = network.peer_id, network.ask
             await self._take_part(network, identity, directory)
 
@@ -252,7 +265,8 @@ class Node:
         self._remember_port(network, directory)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expire)
-            await self.extensions.open_topics(network, nursery)
+            voice = Voice(identity.key, self.belonging.credential, self.belonging.mesh, time.time)
+            await self.extensions.open_topics(network, voice, nursery)
             if not self.settings.client and self.role == "member":
                 announcer = Announcer(
                     identity.key, self.belonging.credential,
@@ -269,7 +283,7 @@ class Node:
 
     def _next_announcement(self, announcer: Announcer, network: Network) -> bytes:
         served = [found for one in self.hosted.values() if (found := one.served()) is not None]
-        envelope = announcer.make(served, self.resources, network.addresses(), time.time())
+        envelope = announcer.make(served, self.measured(), network.addresses(), time.time())
         assert self.members is not None
         self.members.keep(envelope)
         return envelope

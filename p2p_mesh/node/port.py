@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2p_mesh.core.inventory import Inventory
+from p2p_mesh.core.invite import Member
 from p2p_mesh.core.names import Digest, PeerId
 from p2p_mesh.core.records import Announcement
 from p2p_mesh.errors import Unavailable
@@ -16,6 +17,8 @@ from p2p_mesh.serve.supervisor import Hosted, Memory
 
 if TYPE_CHECKING:
     from p2p_mesh.net.mesh import Network
+
+Serve = Callable[[Stream, PeerId], Awaitable[None]]
 
 
 class Port:
@@ -32,6 +35,7 @@ class Port:
         self._memory = memory
         self._hosted = hosted
         self._network = network
+        self._served: dict[str, Serve] = {}
 
     def peers(self) -> Sequence[tuple[PeerId, Announcement]]:
         network = self._network()
@@ -47,6 +51,23 @@ class Port:
         if network is None:
             raise Unavailable("this node is not connected yet", retry_after=1.0)
         return network.open_stream(peer, protocol)
+
+    def serve(self, protocol: str, answer: Serve) -> None:
+        """Kept until the network is up, since models load meanwhile."""
+        self._served[protocol] = answer
+        if (network := self._network()) is not None:
+            self._open(network, protocol)
+
+    def attach(self, network: Network) -> None:
+        """The network is up."""
+        for protocol in self._served:
+            self._open(network, protocol)
+
+    def _open(self, network: Network, protocol: str) -> None:
+        async def attend(stream: Stream, member: Member) -> None:
+            await self._served[protocol](stream, member.peer)
+
+        network.serve_protocol(protocol, attend)
 
     def lease(self, memory_bytes: int) -> AbstractAsyncContextManager[None]:
         return self._memory.lease(memory_bytes)

@@ -32,7 +32,7 @@ def status(node: Node, now: float) -> dict[str, Any]:
         "uptime_s": round(now - node.started, 1),
         "models": [_model(one) for one in node.hosted.values()],
         "peers": list(_peers(node)),
-        "resources": msgspec.to_builtins(node.resources),
+        "resources": msgspec.to_builtins(node.measured()),
         "plugins": [
             {"name": one.name, "version": one.version, "state": one.state, "reason": one.reason}
             for one in node.plugins.report()

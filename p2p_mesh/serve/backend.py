@@ -6,7 +6,7 @@ opens is an Engine. Everything that an engine may raise towards its caller is a 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +63,9 @@ class Description:
     resumable: bool = True
     """False for an engine that gives no token ids: its answers cannot be continued elsewhere."""
     numerics: str = ""
-    """Build, device, KV type, attention: equal strings mean equal floating point."""
+    """Build, device, KV type, attention, batch limit: engines of equal strings compute alike.
+    Whether an answer also is the same in company is the backend's to say in it.
+    """
     device: str = "cpu"
     pid: int | None = None
     notes: tuple[str, ...] = ()
@@ -76,7 +78,9 @@ class Stream(Protocol):
     async def send(self, frame: bytes) -> None: ...
 
     async def receive(self) -> bytes:
-        """The next frame. Raises RemoteError where the peer closed or broke the stream."""
+        """The next frame. Raises Unavailable where the stream has ended, RemoteError where the
+        peer sent what is no frame.
+        """
         ...
 
 
@@ -89,6 +93,12 @@ class Mesh(Protocol):
 
     def open_stream(self, peer: PeerId, protocol: str) -> AbstractAsyncContextManager[Stream]:
         """A stream of the backend's own protocol to a member. Raises Unavailable."""
+        ...
+
+    def serve(self, protocol: str, answer: Callable[[Stream, PeerId], Awaitable[None]]) -> None:
+        """From now on, `answer` has each stream of the protocol that a member opens to this node;
+        the stream ends when it returns. Names of backends' protocols begin with `plugin/`.
+        """
         ...
 
     def lease(self, memory_bytes: int) -> AbstractAsyncContextManager[None]:

@@ -69,7 +69,7 @@ def choose(
     fits: list[tuple[Backend, Fit]] = []
     refusals: list[Refusal] = []
     for backend in backends:
-        found = backend.assess(load, resources)
+        found = _assess(backend, load, resources)
         if isinstance(found, Fit):
             fits.append((backend, found))
         else:
@@ -79,6 +79,13 @@ def choose(
     if not refusals:
         return Refusal("no backend is installed", "see `meshnode plugins`")
     return Refusal("; ".join(one.reason for one in refusals), refusals[0].advice)
+
+
+def _assess(backend: Backend, load: Load, resources: Resources) -> Fit | Refusal:
+    try:
+        return backend.assess(load, resources)
+    except Exception as error:  # noqa: BLE001 - a plugin's defect refuses its model, no more
+        return Refusal(f"the backend {backend.name} failed: {type(error).__name__}: {error}")
 
 
 class Hosted:
@@ -109,6 +116,7 @@ class Hosted:
         self._settled = trio.Event()
         self._reported = 0.0
         self._engine: Engine | None = None
+        self._about: Description | None = None
         self._slots: trio.CapacityLimiter | None = None
         self._seconds = 1.0  # how long an answer takes, smoothed; sets Retry-After
 
@@ -126,7 +134,7 @@ class Hosted:
 
     @property
     def description(self) -> Description | None:
-        return self._engine.describe() if self._engine else None
+        return self._about
 
     def served(self) -> ServedModel | None:
         """How this node announces the model; None while it does not answer."""
@@ -191,11 +199,12 @@ class Hosted:
         except Exception as error:  # noqa: BLE001 - a plugin's defect ends its engine, not the node
             return f"its backend {backend.name} failed: {type(error).__name__}: {error}"
         finally:
-            self._engine = None
+            self._engine = self._about = None
 
     def _begin(self, engine: Engine, seconds: float) -> None:
         about = engine.describe()
-        self._engine, self._slots = engine, trio.CapacityLimiter(max(about.slots, 1))
+        self._engine, self._about = engine, about
+        self._slots = trio.CapacityLimiter(max(about.slots, 1))
         self.progress, self.error = 1.0, ""
         self._enter("ready")
         self._settled.set()

@@ -13,7 +13,7 @@ from typing import Any
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2p_mesh.core.inventory import seal, unseal
+from p2p_mesh.core.inventory import announce, read
 from p2p_mesh.core.invite import (
     Credential,
     Member,
@@ -78,7 +78,7 @@ class Node:
         return tuple(self.known.values())
 
     def heard(self, envelope: bytes) -> bool:
-        offer = unseal(envelope, self.mesh_key, self.now())
+        offer = read(envelope, self.mesh_key, self.now())
         self.known[offer.peer] = envelope
         self.net.know(offer.peer, offer.announcement.addresses)
         return True
@@ -109,7 +109,7 @@ class Node:
             resources=Resources(memory_total=1, memory_free=1, threads=1),
             addresses=self.net.addresses(),
         )
-        envelope = seal(announcement, self.identity.key, self.credential)
+        envelope = announce(announcement, self.identity.key, self.credential)
         self.known[self.peer_id] = envelope
         await self.net.publish("inventory", envelope)
         return envelope

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -20,6 +20,9 @@ class NoMesh:
 
     def open_stream(self, peer: PeerId, protocol: str) -> AbstractAsyncContextManager[Stream]:
         raise Unavailable(f"{peer} is not known")
+
+    def serve(self, protocol: str, answer: Callable[[Stream, PeerId], Awaitable[None]]) -> None:
+        return  # nobody will ever open one
 
     @asynccontextmanager
     async def lease(self, memory_bytes: int) -> AsyncIterator[None]:

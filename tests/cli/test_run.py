@@ -13,6 +13,8 @@ def test_without_a_model_the_bundled_one_is_served() -> None:
     assert _references(Settings()) == (DEFAULT_MODEL,)
     assert _references(Settings(model=("a.gguf",))) == ("a.gguf",)
     assert _references(Settings(client=True)) == ()
+    assert _references(Settings(), is_client=True) == ()
+    assert _references(Settings(model=("a.gguf",)), is_client=True) == ("a.gguf",)
 
 
 def test_every_setting_has_its_flag() -> None:

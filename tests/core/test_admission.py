@@ -63,12 +63,14 @@ def test_other_mesh_and_other_version_are_refused_by_name() -> None:
 def test_client_asks_and_does_not_announce() -> None:
     assert may_open("client", "inference")
     assert may_open("client", "inventory")
+    assert not may_open("client", "stage")
     assert may_publish("client", "blackboard")
     assert not may_publish("client", "inventory")
     assert not may_publish("client", "plugin/x")
 
 
 def test_member_announces() -> None:
+    assert may_open("member", "stage")
     assert may_publish("member", "inventory")
     assert may_publish("member", "plugin/x")
     assert not may_publish("member", "anything")

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p_mesh.core import inventory as module
-from p2p_mesh.core.inventory import MAX_ENVELOPE, Inventory, Offer, seal, unseal
-from p2p_mesh.core.invite import found, join, make_invite, public_bytes, read_token, sign
+from p2p_mesh.core.inventory import MAX_ENVELOPE, Inventory, Offer, announce, read
+from p2p_mesh.core.invite import Envelope, found, join, make_invite, public_bytes, read_token, sign
 from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.records import Announcement, Resources, ServedModel
 from p2p_mesh.core.wire import decode, encode
@@ -36,62 +36,62 @@ def announcement(
 
 
 def sealed(**given: float) -> bytes:
-    return seal(announcement(**given), KEY, CREDENTIAL)  # type: ignore[arg-type]
+    return announce(announcement(**given), KEY, CREDENTIAL)  # type: ignore[arg-type]
 
 
 def test_announcement_survives_its_envelope() -> None:
-    offer = unseal(sealed(), MESH, NOW)
+    offer = read(sealed(), MESH, NOW)
     assert offer.announcement == announcement()
     assert offer.expires == NOW + 60.0
 
 
 def test_relaying_does_not_revive_the_dead() -> None:
     # Issued 90 s ago for 60 s: min(receipt, issued + 60) + 60 leaves 30.
-    assert unseal(sealed(issued_at=NOW - 90), MESH, NOW).expires == NOW + 30.0
+    assert read(sealed(issued_at=NOW - 90), MESH, NOW).expires == NOW + 30.0
     with pytest.raises(Refused, match="lapsed"):
-        unseal(sealed(issued_at=NOW - 121), MESH, NOW)
+        read(sealed(issued_at=NOW - 121), MESH, NOW)
 
 
 @pytest.mark.parametrize("given", [{"issued_at": NOW + 61}, {"boot": int((NOW + 61) * 1000)}])
 def test_announcement_from_the_future_is_refused(given: dict[str, float]) -> None:
     with pytest.raises(Refused, match="future"):
-        unseal(sealed(**given), MESH, NOW)
+        read(sealed(**given), MESH, NOW)
 
 
 def test_client_announces_nothing() -> None:
     ticket = read_token(make_invite(MESH_KEY, b"i" * 32, name="x", role="client"))
     credential = join(ticket, public_bytes(KEY))
     with pytest.raises(Refused, match="client announces nothing"):
-        unseal(seal(announcement(), KEY, credential), MESH, NOW)
+        read(announce(announcement(), KEY, credential), MESH, NOW)
 
 
 def test_credential_of_another_is_refused() -> None:
     other = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
     with pytest.raises(Refused, match="credential of another"):
-        unseal(seal(announcement(), other, CREDENTIAL), MESH, NOW)
+        read(announce(announcement(), other, CREDENTIAL), MESH, NOW)
 
 
 def test_announcement_signed_by_another_is_refused() -> None:
-    envelope: module.Envelope = decode(sealed(), module.Envelope)
+    envelope: Envelope = decode(sealed(), Envelope)
     other = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
-    forged = module.Envelope(
+    forged = Envelope(
         author=envelope.author,
-        announcement=sign("announcement", envelope.announcement.payload, other),
+        body=sign("announcement", envelope.body.payload, other),
         credential=envelope.credential,
     )
     with pytest.raises(Refused, match="signature of the announcement"):
-        unseal(encode(forged), MESH, NOW)
+        read(encode(forged), MESH, NOW)
 
 
 def test_huge_envelope_is_refused_before_it_is_read() -> None:
     with pytest.raises(RemoteError, match="limit"):
-        unseal(bytes(MAX_ENVELOPE + 1), MESH, NOW)
+        read(bytes(MAX_ENVELOPE + 1), MESH, NOW)
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_remote_error(data: bytes) -> None:
     with pytest.raises(RemoteError):
-        unseal(data, MESH, NOW)
+        read(data, MESH, NOW)
 
 
 def offer(peer: str, count: int, body: bytes = b"", expires: float = NOW + 60) -> Offer:

@@ -1,12 +1,13 @@
 """Frames and messages: whatever the bytes, RemoteError or nothing."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p_mesh.core.admission import Hello, Proof
-from p2p_mesh.core.inventory import Announced, Envelope
-from p2p_mesh.core.invite import Credential
+from p2p_mesh.core.inventory import Announced
+from p2p_mesh.core.invite import Credential, Envelope
 from p2p_mesh.core.wire import (
     Ask,
     Cancel,
@@ -14,7 +15,6 @@ from p2p_mesh.core.wire import (
     ErrorMessage,
     Frames,
     Grew,
-    Version,
     decode,
     encode,
     frame,
@@ -22,7 +22,7 @@ from p2p_mesh.core.wire import (
 )
 from p2p_mesh.errors import Overloaded, RemoteError, RequestError
 
-MESSAGES = Ask | Grew | Cancel | End | ErrorMessage | Version | Hello | Proof | Announced
+MESSAGES = Ask | Grew | Cancel | End | ErrorMessage | Hello | Proof | Announced
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.integers(1, 40))
@@ -79,6 +79,15 @@ def test_error_message_gives_the_error_back() -> None:
     got = received.error()
     assert isinstance(got, Overloaded)
     assert (str(got), got.retry_after) == ("full", 3.0)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 1e9, float("nan"), float("inf")])
+def test_retry_after_is_a_time_that_one_can_wait(seconds: float) -> None:
+    raw = msgspec.msgpack.encode(
+        {"type": "error", "code": "x", "message": "", "retry_after": seconds}
+    )
+    with pytest.raises(RemoteError):
+        decode(raw, MESSAGES)
 
 
 def test_error_message_names_the_field() -> None:

@@ -164,12 +164,28 @@ async def test_failure_after_the_first_delta_is_the_answers_own() -> None:
     assert len(case.asked) == 1
 
 
+WRONG = RequestError("too long", param="messages")
+
+
 async def test_wrong_request_is_wrong_everywhere() -> None:
-    wrong = RequestError("too long", param="messages")
-    case = Case({"a": lambda: fails(wrong), "b": lambda: fails(wrong)})
+    case = Case({name: lambda: fails(WRONG) for name in "abc"})
     with pytest.raises(RequestError):
         await case.text()
-    assert len(case.asked) == 1
+    assert len(case.asked) == 2
+    assert not case.inventory.is_suspect(PeerId(case.asked[0]))
+    here = Case({"a": lambda: says("x")}, here=hosted(lambda: fails(WRONG)))
+    with pytest.raises(RequestError):
+        await here.text()
+    assert here.asked == []
+
+
+async def test_one_peer_alone_cannot_refuse_a_request() -> None:
+    scripts: dict[str, Script] = {"a": lambda: fails(WRONG), "b": lambda: says("yes")}
+    for _ in range(2):
+        assert await Case(scripts).text() == "yes"
+        scripts = {"a": scripts["b"], "b": scripts["a"]}
+    with pytest.raises(RequestError):
+        await Case({"a": lambda: fails(WRONG)}).text()
 
 
 async def test_answer_that_ends_before_it_began_is_a_failure() -> None:

@@ -7,7 +7,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trio.testing import MockClock
 
-from p2p_mesh.core.inventory import Inventory, unseal
+from p2p_mesh.core.inventory import Inventory, read
 from p2p_mesh.core.invite import Member, found, public_bytes
 from p2p_mesh.core.names import ModelId, PeerId, peer_id
 from p2p_mesh.core.records import InferenceRequest, Resources, ServedModel, TextPrompt
@@ -53,7 +53,7 @@ def _no_answer(request: InferenceRequest) -> module.Answer:
 def test_each_announcement_is_newer_than_the_last() -> None:
     mine = announcer()
     first, second = (mine.make([TINY], RESOURCES, ["/ip4/1.2.3.4/tcp/1"], NOW) for _ in range(2))
-    offers = [unseal(one, MESH, NOW).announcement for one in (first, second)]
+    offers = [read(one, MESH, NOW).announcement for one in (first, second)]
     assert [one.sequence for one in offers] == [(900_000, 1), (900_000, 2)]
     assert offers[0].models == (TINY,)
 

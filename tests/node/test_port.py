@@ -13,7 +13,7 @@ from p2p_mesh.core.names import Digest, PeerId
 from p2p_mesh.core.records import Announcement, Resources
 from p2p_mesh.errors import Unavailable
 from p2p_mesh.node.port import Port
-from p2p_mesh.serve.backend import Mesh
+from p2p_mesh.serve.backend import Mesh, Stream
 from p2p_mesh.serve.supervisor import Memory
 
 RESOURCES = Resources(memory_total=10, memory_free=10, threads=1)
@@ -28,6 +28,12 @@ HOSTED: Any = SimpleNamespace(
 class Network:
     peer_id = PeerId("me")
 
+    def __init__(self) -> None:
+        self.served: list[str] = []
+
+    def serve_protocol(self, protocol: str, attend: Any) -> None:
+        self.served.append(protocol)
+
     @asynccontextmanager
     async def _opened(self, text: str) -> AsyncIterator[str]:
         yield text
@@ -36,7 +42,7 @@ class Network:
         return self._opened(f"{protocol} to {peer}")
 
 
-def port(network: Any = None) -> Mesh:
+def port(network: Any = None) -> Port:
     inventory = Inventory()
     for peer in ("me", "other"):
         inventory.apply(Offer(PeerId(peer), ANNOUNCEMENT, b"", 60.0))
@@ -55,8 +61,21 @@ async def test_streams_need_the_network() -> None:
         assert str(stream) == "stage to other"
 
 
+def test_protocols_wait_for_the_network() -> None:
+    async def answer(stream: Stream, peer: PeerId) -> None: ...
+
+    network: Any = Network()
+    early = port()
+    early.serve("plugin/early", answer)
+    assert network.served == []
+    early.attach(network)
+    late = port(network)
+    late.serve("plugin/late", answer)
+    assert network.served == ["plugin/early", "plugin/late"]
+
+
 async def test_leases_are_this_nodes_memory() -> None:
-    mesh = port()
+    mesh: Mesh = port()
     async with mesh.lease(8):
         with pytest.raises(Unavailable):
             async with mesh.lease(8):

@@ -30,4 +30,4 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of random weights whose long answers take seconds."""
     shape = Shape(layers=8, width=256, heads=8, kv_heads=8, feed=1024, context=4096)
     path = tmp_path_factory.mktemp("models") / "slow.gguf"
-    return Path(write_model(path, shape=shape).path)
+    return Path(write_model(path, shape=shape, endless=True).path)

@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 import pytest
@@ -30,6 +30,7 @@ from p2p_mesh.core.records import (
 )
 from p2p_mesh.errors import EngineDied, MeshError, ModelError, RequestError
 from p2p_mesh.serve.backend import Load
+from p2p_mesh.testing.mesh import NoMesh
 from p2p_mesh.testing.models import LOOPING, Lies, Shape, write_model, write_truncated
 
 GREEDY = Sampling(temperature=0)
@@ -38,22 +39,6 @@ HOLDING = (
     "{% set a = 'x' * 1000000 %}{% set b = 'x' * 999999 ~ 'y' %}{{ ([a] * 8000000).count(b) }}"
 )
 """Compares 8 TB within one call of list.count."""
-
-
-class NoMesh:
-    """This backend asks nothing of a mesh."""
-
-    def peers(self) -> Sequence[Any]:
-        return ()
-
-    def open_stream(self, peer: str, protocol: str) -> NoReturn:
-        raise NotImplementedError
-
-    def lease(self, memory_bytes: int) -> NoReturn:
-        raise NotImplementedError
-
-    async def fetch(self, digest: str) -> NoReturn:
-        raise NotImplementedError
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +79,7 @@ def lives(pid: int | None) -> bool:
 async def wait_gone(pid: int | None) -> None:
     """No event tells of the end of a process that is not our child."""
     with trio.fail_after(5):
-        while lives(pid):  # noqa: ASYNC110
+        while lives(pid):
             await trio.sleep(0.01)
 
 

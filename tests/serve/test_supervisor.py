@@ -14,9 +14,9 @@ from p2p_mesh.core.records import InferenceRequest, ModelFile, Resources, TextPr
 from p2p_mesh.errors import EngineDied, Loading, ModelError, Overloaded, Unavailable
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.serve import supervisor
-from p2p_mesh.serve.backend import Backend, Fit, Load, Refusal
+from p2p_mesh.serve.backend import Backend, Description, Fit, Load, Mesh, Refusal
 from p2p_mesh.serve.supervisor import Hosted, Memory, choose
-from p2p_mesh.testing.backend import Echo
+from p2p_mesh.testing.backend import Echo, EchoEngine
 from p2p_mesh.testing.mesh import NoMesh
 
 RESOURCES = Resources(memory_total=100, memory_free=100, threads=2)
@@ -184,6 +184,31 @@ async def test_cancelled_answer_frees_its_slot(autojump_clock: MockClock) -> Non
         with trio.move_on_after(1):
             await answer(hosted)
         assert (hosted.active, echo.engines[0].active) == (0, 0)
+
+
+async def test_backend_that_raises_refuses_its_model() -> None:
+    class Broken(Echo):
+        def assess(self, load: Load, resources: Resources) -> Fit | Refusal:
+            raise ZeroDivisionError("a defect")
+
+    async with Case(Broken()).running() as hosted:
+        assert "the backend echo failed: ZeroDivisionError: a defect" in hosted.error
+    async with Case(Broken(), Echo()).running() as hosted:
+        assert hosted.state == "ready"
+
+
+async def test_engine_that_cannot_describe_itself_is_given_up() -> None:
+    class Mute(EchoEngine):
+        def describe(self) -> Description:
+            raise ZeroDivisionError("a defect")
+
+    class Muting(Echo):
+        @asynccontextmanager
+        async def open(self, load: Load, mesh: Mesh) -> AsyncIterator[EchoEngine]:
+            yield Mute(load, 0.0)
+
+    async with Case(Muting()).running() as hosted:
+        assert (hosted.state, hosted.served()) == ("failed", None)
 
 
 class Fixed(Echo):

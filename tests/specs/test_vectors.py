@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2p_mesh.core.admission import Hello, Proof, Transcript, check_proof, prove
-from p2p_mesh.core.inventory import Announced, AskSnapshot, unseal
+from p2p_mesh.core.inventory import Announced, AskSnapshot, read
 from p2p_mesh.core.invite import Credential, check, join, public_bytes, read_token
 from p2p_mesh.core.names import mesh_id, peer_id
 from p2p_mesh.core.records import Announcement
@@ -74,6 +74,6 @@ def test_proof_is_of_the_transcript() -> None:
 
 def test_envelope_holds_the_announcement() -> None:
     found = vectors("inventory")
-    offer = unseal(bytes.fromhex(found["envelope"]), bytes.fromhex(found["mesh_key"]), found["now"])
+    offer = read(bytes.fromhex(found["envelope"]), bytes.fromhex(found["mesh_key"]), found["now"])
     assert offer.announcement == decode(bytes.fromhex(found["announcement"]), Announcement)
     assert offer.expires == found["now"] + 60.0
