@@ -267,7 +267,7 @@ class Node:
             nursery.start_soon(self._expire)
             voice = Voice(identity.key, self.belonging.credential, self.belonging.mesh, time.time)
             await self.extensions.open_topics(network, voice, nursery)
-            if not self.settings.client and self.role == "member":
+            if self.role == "member":
                 announcer = Announcer(
                     identity.key, self.belonging.credential,
                     name=self.settings.node_name, boot=self.started,
