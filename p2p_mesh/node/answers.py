@@ -76,8 +76,9 @@ class Answers:
         return tuple(cards[model] for model in sorted(cards))
 
     def _served(self) -> Iterator[ServedModel]:
-        here = {model: served for model, one in self._hosted.items() if (served := one.served())}
-        yield from here.values()
+        for hosted in self._hosted.values():
+            if hosted.state == "ready" and (served := hosted.served()) is not None:
+                yield served
         for offer in self._inventory.offers():
             if offer.peer != self.me and not self._inventory.is_suspect(offer.peer):
                 yield from offer.announcement.models

@@ -134,12 +134,15 @@ class Hosted:
 
     @property
     def description(self) -> Description | None:
-        return self._about
+        return self._about if self._engine else None
 
     def served(self) -> ServedModel | None:
-        """How this node announces the model; None while it does not answer."""
-        about = self.description
-        if self.state != "ready" or about is None:
+        """How this node announces the model; None until it has been ready, and once it is given
+        up. While it is brought back it stays announced: whoever asks is told to wait, and not
+        that there is no such model.
+        """
+        about = self._about
+        if about is None:
             return None
         return ServedModel(
             id=self.load.model.id,
@@ -199,7 +202,7 @@ class Hosted:
         except Exception as error:  # noqa: BLE001 - a plugin's defect ends its engine, not the node
             return f"its backend {backend.name} failed: {type(error).__name__}: {error}"
         finally:
-            self._engine = self._about = None
+            self._engine = None
 
     def _begin(self, engine: Engine, seconds: float) -> None:
         about = engine.describe()
@@ -221,7 +224,7 @@ class Hosted:
         )  # fmt: skip
 
     def _fail(self, reason: str) -> None:
-        self.error = reason
+        self.error, self._about = reason, None
         self._enter("failed")
         self._settled.set()
         self._journal.error(

@@ -138,6 +138,7 @@ async def test_dead_engine_comes_back(autojump_clock: MockClock) -> None:
         echo.engines[0].die()
         await trio.testing.wait_all_tasks_blocked()
         assert hosted.state == "loading"
+        assert hosted.served() is not None  # others are told to wait, not that it is unknown
         await trio.sleep(1.0)
         assert await answer(hosted) == "one two three"
     assert case.events == ["model_ready", "engine_died", "model_ready"]
