@@ -46,6 +46,9 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         self._plugins: dict[str, Plugin] = {}
         self._seconds = seconds
+        self._backends: tuple[Backend, ...] = ()
+        self._topics: tuple[Topic, ...] = ()
+        self._routes: dict[str, list[BaseRoute]] = {}
 
     def load(self) -> None:
         """Loads every entry point of the group; what fails is skipped."""
@@ -68,17 +71,25 @@ class Plugins:
     def report(self) -> tuple[Plugin, ...]:
         return tuple(self._plugins.values())
 
+    def ask(self) -> None:
+        """Calls the hooks that a node needs, once and before it starts: a hook may take seconds,
+        and nobody waits for it on the node's loop.
+        """
+        self._backends = tuple(one for _, one in self._each("meshnode_backends", _backend))
+        self._topics = tuple(one for _, one in self._each("meshnode_topics", _topic))
+        self._routes = {}
+        for name, route in self._each("meshnode_routes", _route):
+            self._routes.setdefault(name, []).append(route)
+
     def backends(self) -> tuple[Backend, ...]:
-        return tuple(one for _, one in self._each("meshnode_backends", _backend))
+        """What `ask` got; the same for routes and topics."""
+        return self._backends
 
     def routes(self) -> Mapping[str, Sequence[BaseRoute]]:
-        found: dict[str, list[BaseRoute]] = {}
-        for name, route in self._each("meshnode_routes", _route):
-            found.setdefault(name, []).append(route)
-        return found
+        return self._routes
 
     def topics(self) -> tuple[Topic, ...]:
-        return tuple(one for _, one in self._each("meshnode_topics", _topic))
+        return self._topics
 
     def commands(self, group: click.Group) -> None:
         """Lets plugins add commands, but not replace any."""

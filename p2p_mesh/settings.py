@@ -6,6 +6,7 @@ A list in the environment is separated by commas.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import sys
@@ -100,6 +101,7 @@ def load(
         **{name: value for name, value in flags.items() if value not in (None, ())},
     }
     settings = _convert(given, "the setting")
+    _check_address(settings.p2p_host)
     return _open_secrets(settings, stdin or sys.stdin) if open_secrets else settings
 
 
@@ -137,6 +139,15 @@ def _convert(values: Mapping[str, Any], where: str) -> Settings:
         raise SettingsError(f"{where} {name}: {wanted}".replace(" :", ":")) from error
 
 
+def _check_address(host: str) -> None:
+    try:
+        ipaddress.ip_address(host or "0.0.0.0")
+    except ValueError as error:
+        raise SettingsError(
+            f"the setting p2p-host: {host!r} is no IP address of this machine, like 192.168.1.7"
+        ) from error
+
+
 def _open_secrets(settings: Settings, stdin: TextIO) -> Settings:
     """Tokens and keys may stand in a file or come on standard input, so that no process list
     shows them.
@@ -149,7 +160,7 @@ def _open_secrets(settings: Settings, stdin: TextIO) -> Settings:
             read += 1
             if read > 1:
                 raise SettingsError("only one of --join and --api-key can come by standard input")
-            return stdin.readline().strip()
+            return _some(stdin.readline(), "standard input")
         if value.startswith("@"):
             return _read_secret(Path(value[1:]).expanduser())
         return value
@@ -158,8 +169,15 @@ def _open_secrets(settings: Settings, stdin: TextIO) -> Settings:
     return msgspec.structs.replace(settings, join=joins, api_key=opened(settings.api_key))
 
 
+def _some(text: str, where: str) -> str:
+    """An empty key would be no key, and leave open what was meant to be closed."""
+    if not text.strip():
+        raise SettingsError(f"{where} holds no token or key: it is empty")
+    return text.strip()
+
+
 def _read_secret(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return _some(path.read_text(), str(path))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from error

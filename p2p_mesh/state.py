@@ -26,6 +26,7 @@ from p2p_mesh.core.invite import (
     Credential,
     Membership,
     Ticket,
+    check,
     found,
     join,
     make_invite,
@@ -123,9 +124,13 @@ def mesh_key(directory: Path) -> Ed25519PrivateKey | None:
         raise SettingsError(f"the mesh key {path} cannot be read: {error}") from error
 
 
-def belong(directory: Path, tickets: tuple[Ticket, ...], node: bytes, name: str) -> Belonging:
+def belong(
+    directory: Path, tickets: tuple[Ticket, ...], node: bytes, name: str, now: float
+) -> Belonging:
     """The mesh that the node with the public key `node` belongs to from now on: the one it has
     tokens for, else the one it was in, else a new one of its own.
+
+    Raises Refused where its membership has ended; what is on disk then stays as it was.
     """
     known = _read(directory)
     if known is not None and not _is_of(known, node):
@@ -140,6 +145,7 @@ def belong(directory: Path, tickets: tuple[Ticket, ...], node: bytes, name: str)
         belonging = known
     else:
         belonging = _founded(directory, node, name)
+    check(belonging.credential, belonging.mesh, now)
     remember(directory, belonging)
     return belonging
 
@@ -194,10 +200,6 @@ class Inviter:
         self._key = key if key is not None and public_bytes(key) == belonging.mesh else None
         self._directory = directory
         self._belonging = belonging
-
-    @property
-    def holds_key(self) -> bool:
-        return self._key is not None
 
     def standing(self, seeds: tuple[str, ...]) -> str | None:
         """The invite that the node prints; None where it does not hold the mesh key."""

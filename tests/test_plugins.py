@@ -26,6 +26,7 @@ def loaded(**found: Any) -> Plugins:
     plugins = Plugins(seconds=0.5)
     for name, one in found.items():
         plugins.add(name, one if callable(one) else partial(_same, one))
+    plugins.ask()
     return plugins
 
 
@@ -51,6 +52,7 @@ def fails(error: BaseException) -> Any:
 def test_bundled_plugin_loads_like_any_other() -> None:
     plugins = Plugins()
     plugins.load()
+    plugins.ask()
     assert states(plugins)["llama_cpp"] == "active"
     assert [backend.name for backend in plugins.backends()] == ["llama_cpp"]
 

@@ -48,6 +48,7 @@ def test_flags_come_as_text() -> None:
         ({"log_format": "xml"}, {}, "the setting log-format"),
         ({"max_memory": "-1"}, {}, "the setting max-memory"),
         ({"ctx": "1"}, {}, "the setting ctx"),
+        ({"p2p_host": "localhost"}, {}, "the setting p2p-host: 'localhost' is no IP address"),
         ({}, {"MESHNODE_PORT": "x"}, "MESHNODE_PORT"),
         ({}, {"MESHNODE_PROT": "1"}, "no setting MESHNODE_PROT"),
     ],
@@ -85,6 +86,14 @@ def test_secrets_that_are_not_needed_stay_closed() -> None:
 def test_standard_input_gives_one_secret() -> None:
     with pytest.raises(SettingsError, match="only one"):
         load({"join": ("-",), "api_key": "-"}, {}, stdin=io.StringIO("a\nb\n"))
+
+
+def test_empty_secret_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(SettingsError, match="it is empty"):
+        load({"api_key": f"@{tmp_path / 'empty'}"}, {})
+    with pytest.raises(SettingsError, match="standard input holds no token or key"):
+        load({"api_key": "-"}, {}, stdin=io.StringIO(""))
 
 
 def test_missing_secret_file_is_named() -> None:

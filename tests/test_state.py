@@ -9,10 +9,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2p_mesh import state
 from p2p_mesh.core.invite import check, public_bytes, read_token
-from p2p_mesh.errors import LocalError, SettingsError
+from p2p_mesh.errors import LocalError, Refused, SettingsError
 
 NODE = public_bytes(Ed25519PrivateKey.from_private_bytes(b"n" * 32))
 GUEST = public_bytes(Ed25519PrivateKey.from_private_bytes(b"g" * 32))
+NOW = 1_000_000.0
 NODE_FILE = state.NodeFile(
     pid=os.getpid(), name="alice", api_url="http://a", console_url="http://c", token="t"
 )
@@ -53,44 +54,54 @@ def test_node_file_is_private_and_goes_with_the_node(tmp_path: Path) -> None:
 
 
 def test_first_start_founds_a_mesh(tmp_path: Path) -> None:
-    mine = state.belong(tmp_path, (), NODE, "home")
+    mine = state.belong(tmp_path, (), NODE, "home", now=NOW)
     assert mode(tmp_path / "mesh.key") == mode(tmp_path / "mesh") == 0o600
     assert check(mine.credential, mine.mesh, 0.0).role == "member"
-    assert state.belong(tmp_path, (), NODE, "home") == mine
+    assert state.belong(tmp_path, (), NODE, "home", now=NOW) == mine
 
 
 def test_token_leads_into_its_mesh_and_is_remembered(tmp_path: Path) -> None:
     founder, guest = tmp_path / "founder", tmp_path / "guest"
     founder.mkdir()
     guest.mkdir()
-    mine = state.belong(founder, (), NODE, "home")
+    mine = state.belong(founder, (), NODE, "home", now=NOW)
     token = state.Inviter(founder, mine).standing(("/ip4/1.2.3.4/tcp/1/p2p/x",))
     assert token is not None
-    joined = state.belong(guest, (read_token(token),), GUEST, "ignored")
+    joined = state.belong(guest, (read_token(token),), GUEST, "ignored", now=NOW)
     assert (joined.mesh, joined.name) == (mine.mesh, "home")
     assert joined.seeds == ("/ip4/1.2.3.4/tcp/1/p2p/x",)
-    assert state.belong(guest, (), GUEST, "ignored") == joined
-    assert not state.Inviter(guest, joined).holds_key
+    assert state.belong(guest, (), GUEST, "ignored", now=NOW) == joined
+    assert state.Inviter(guest, joined).standing(()) is None
+
+
+def test_expired_token_leaves_the_old_membership(tmp_path: Path) -> None:
+    mine = state.belong(tmp_path, (), NODE, "home", now=NOW)
+    (tmp_path / "other").mkdir()
+    theirs = state.belong(tmp_path / "other", (), GUEST, "other", now=NOW)
+    expired = state.Inviter(tmp_path / "other", theirs).make((), "member", int(NOW) - 1)
+    with pytest.raises(Refused, match="has ended"):
+        state.belong(tmp_path, (read_token(expired),), NODE, "home", now=NOW)
+    assert state.belong(tmp_path, (), NODE, "home", now=NOW) == mine
 
 
 def test_standing_invite_is_the_same_each_time(tmp_path: Path) -> None:
-    state.belong(tmp_path, (), NODE, "home")
+    state.belong(tmp_path, (), NODE, "home", now=NOW)
     tokens = {
-        state.Inviter(tmp_path, state.belong(tmp_path, (), NODE, "home")).standing(())
+        state.Inviter(tmp_path, state.belong(tmp_path, (), NODE, "home", now=NOW)).standing(())
         for _ in range(2)
     }
     assert len(tokens) == 1
 
 
 def test_new_invite_is_a_new_one(tmp_path: Path) -> None:
-    inviter = state.Inviter(tmp_path, state.belong(tmp_path, (), NODE, "home"))
+    inviter = state.Inviter(tmp_path, state.belong(tmp_path, (), NODE, "home", now=NOW))
     first, second = (inviter.make((), "client", 2_000_000_000) for _ in range(2))
     assert first != second
     assert read_token(first).invite.until == 2_000_000_000
 
 
 def test_without_the_mesh_key_there_is_no_invite(tmp_path: Path) -> None:
-    mine = state.belong(tmp_path, (), NODE, "home")
+    mine = state.belong(tmp_path, (), NODE, "home", now=NOW)
     (tmp_path / "mesh.key").unlink()
     inviter = state.Inviter(tmp_path, mine)
     assert inviter.standing(()) is None
@@ -102,25 +113,25 @@ def test_tokens_of_two_meshes_are_refused(tmp_path: Path) -> None:
     tickets = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        mine = state.belong(tmp_path / name, (), NODE, name)
+        mine = state.belong(tmp_path / name, (), NODE, name, now=NOW)
         tickets.append(read_token(state.Inviter(tmp_path / name, mine).make((), "member", None)))
     with pytest.raises(SettingsError, match="different meshes"):
-        state.belong(tmp_path, tuple(tickets), GUEST, "x")
+        state.belong(tmp_path, tuple(tickets), GUEST, "x", now=NOW)
 
 
 def test_new_identity_needs_a_new_membership(tmp_path: Path) -> None:
-    before = state.belong(tmp_path, (), NODE, "home")
-    after = state.belong(tmp_path, (), GUEST, "home")
+    before = state.belong(tmp_path, (), NODE, "home", now=NOW)
+    after = state.belong(tmp_path, (), GUEST, "home", now=NOW)
     assert after.mesh == before.mesh  # the mesh key is still here
     assert after.credential != before.credential
 
 
 @pytest.mark.parametrize("name", ["mesh", "mesh.key"])
 def test_damaged_file_is_named(tmp_path: Path, name: str) -> None:
-    state.belong(tmp_path, (), NODE, "home")
+    state.belong(tmp_path, (), NODE, "home", now=NOW)
     (tmp_path / name).write_bytes(b"\xc1damaged")
     with pytest.raises(SettingsError, match=name):
-        state.Inviter(tmp_path, state.belong(tmp_path, (), NODE, "home"))
+        state.Inviter(tmp_path, state.belong(tmp_path, (), NODE, "home", now=NOW))
 
 
 def test_api_key_is_made_once(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from p2p_mesh.cli import output
 from p2p_mesh.errors import SettingsError
 
 
@@ -23,4 +22,4 @@ def command(ctx: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:
         raise SettingsError(f"there is no completion for {shell}")
-    output.line(kind(ctx.find_root().command, {}, "meshnode", "_MESHNODE_COMPLETE").source())
+    click.echo(kind(ctx.find_root().command, {}, "meshnode", "_MESHNODE_COMPLETE").source())

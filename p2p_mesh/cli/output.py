@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import queue
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -13,6 +16,11 @@ from rich.text import Text
 
 from p2p_mesh import __version__
 from p2p_mesh.journal import Entry
+
+QUEUED = 10_000
+"""Pieces of output that may wait to be written."""
+
+CLOSE_SECONDS = 0.5
 
 _STYLES = {"debug": "dim", "info": "", "warning": "yellow", "error": "red"}
 
@@ -26,6 +34,57 @@ class Terminal(Console):
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def plain(text: str) -> str:
+    """Text that may come from a stranger, such as the name of a peer: control characters, which
+    could rewrite the terminal or forge a line, become visible.
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+class Sink:
+    """A stream that is written by a thread of its own: a terminal that was stopped, or a pipe
+    that nobody reads, must not stop the node. What does not fit its queue is dropped.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._queue: queue.Queue[str | None] = queue.Queue(QUEUED)
+        self._thread = threading.Thread(target=self._run, daemon=True, name="output")
+        self._thread.start()
+
+    def write(self, text: str) -> int:
+        with suppress(queue.Full):
+            self._queue.put_nowait(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing to do: the thread flushes what it writes."""
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return self._stream.encoding
+
+    def close(self) -> None:
+        """Waits for what is queued, a second at most."""
+        with suppress(queue.Full):
+            self._queue.put_nowait(None)
+        self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while (text := self._queue.get()) is not None:
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except (OSError, ValueError):
+                continue  # nobody reads any more, or the disk is full; the node goes on
 
 
 def json_log(stream: TextIO, clock: Callable[[], datetime] = now) -> Callable[[Entry], None]:
@@ -54,7 +113,7 @@ def pretty_log(stream: TextIO, clock: Callable[[], datetime] = now) -> Callable[
         if entry.level == "debug":
             return
         at = clock().astimezone().strftime("%H:%M:%S")
-        line = Text.assemble((f"{at} ", "dim"), (entry.message, _STYLES[entry.level]))
+        line = Text.assemble((f"{at} ", "dim"), (plain(entry.message), _STYLES[entry.level]))
         try:
             console.print(line)
             if entry.event == "ready":
@@ -85,6 +144,7 @@ def _welcome(entry: Entry) -> Text:
 
 def table(title: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output, as wide as its contents need: nothing is cut off."""
+    rows = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(title, *rows, strict=True)]
     console = Terminal(highlight=False, soft_wrap=True)
     for style, row in (("bold", title), *(("", row) for row in rows)):
@@ -97,13 +157,13 @@ def as_json(value: Any) -> None:
 
 
 def line(text: str) -> None:
-    _print(sys.stdout, text)
+    _print(sys.stdout, plain(text) if text else text)
 
 
 def error(message: str) -> None:
     """One line on standard error."""
     console = Terminal(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("Error: ", "bold red"), " ".join(message.split())))
+    console.print(Text.assemble(("Error: ", "bold red"), plain(" ".join(message.split()))))
 
 
 def _print(stream: TextIO, text: str) -> None:

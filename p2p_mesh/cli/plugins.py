@@ -40,6 +40,6 @@ def _find(data_dir: str | None) -> list[dict[str, Any]]:
     except Unavailable:
         plugins = Plugins()
         plugins.load()
-        plugins.backends()
+        plugins.ask()
         found = [dataclasses.asdict(one) for one in plugins.report()]
     return found

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO, cast
 
 import click
 import trio
@@ -24,6 +24,9 @@ from p2p_mesh.settings import Settings
 
 STOP_SECONDS = 2.5
 """After a signal, everything has this long to end by itself."""
+
+FILES = 8192
+"""Open files that a node asks for."""
 
 _HELP = """Start a node: serve models, join a mesh, answer on a local OpenAI API.
 
@@ -100,18 +103,17 @@ Examples:
 @click.option("--log-format", metavar="pretty|json", help="How to log.  [default: pretty]")
 def command(**flags: Any) -> int:
     settings = settings_module.load(flags)
-    journal = Journal(_log(settings))
+    sink = output.Sink(sys.stdout)
+    form = output.json_log if settings.log_format == "json" else output.pretty_log
+    journal = Journal(form(cast("TextIO", sink)))
     try:
         return _run(settings, journal)
     except MeshError as error:
         if settings.log_format == "json":
             journal.error("failed", str(error))
         raise
-
-
-def _log(settings: Settings) -> Callable[..., None]:
-    form = output.json_log if settings.log_format == "json" else output.pretty_log
-    return form(sys.stdout)
+    finally:
+        sink.close()
 
 
 def _run(settings: Settings, journal: Journal) -> int:
@@ -121,11 +123,21 @@ def _run(settings: Settings, journal: Journal) -> int:
     models = store.select(_references(settings, is_client=is_client), digests)
     plugins = Plugins()
     plugins.load()
+    plugins.ask()
+    _allow_files()
     try:
         trio.run(_until_signal, settings, models, tickets, plugins, digests, journal)
     except* MeshError as group:
         raise _first(group) from None
     return 0
+
+
+def _allow_files() -> None:
+    """As many open files as the system lets us: connections, streams and engines need them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _references(settings: Settings, *, is_client: bool = False) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from p2p_mesh.errors import Refused, RemoteError, SettingsError
 
 TOKEN_PREFIX = "mn1_"
 MAX_TOKEN = 16_384
+MAX_SEEDS = 32
 
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
@@ -46,7 +47,7 @@ class Invite(Record, frozen=True, kw_only=True):
     role: Role = "member"
     until: Count | None = None
     """Unix seconds when memberships from it end; None: never."""
-    seeds: Annotated[tuple[ShortText, ...], Meta(max_length=32)] = ()
+    seeds: Annotated[tuple[ShortText, ...], Meta(max_length=MAX_SEEDS)] = ()
     """Multiaddrs with peer id, where to knock first."""
 
 

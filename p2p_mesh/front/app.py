@@ -14,6 +14,7 @@ from random import Random
 from typing import Any, Literal, Protocol
 
 import msgspec
+import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -30,6 +31,9 @@ from p2p_mesh.http.failure import INTERNAL, Failure, failure
 from p2p_mesh.http.guard import Access, Policy
 from p2p_mesh.http.stream import DONE, Deferred, EventStream, Outbox, Write, event
 from p2p_mesh.journal import Journal
+
+PARSED_AT_ONCE = 64 << 10
+"""Bytes of a body that are parsed on the loop: a millisecond of work."""
 
 _OPEN = frozenset({"/health", "/health/"})
 _PREFIXES: dict[Kind, str] = {"chat": "chatcmpl-", "text": "cmpl-"}
@@ -91,6 +95,13 @@ def _routes(front: Front) -> Iterator[BaseRoute]:
     yield Route("/models/{id:path}", front.model)
 
 
+async def _parse(body: bytes) -> dict[str, Any]:
+    """Megabytes of JSON take seconds: in a thread, while the loop goes on."""
+    if len(body) <= PARSED_AT_ONCE:
+        return parse(body)
+    return await trio.to_thread.run_sync(parse, body)
+
+
 class Front:
     """The endpoints."""
 
@@ -131,7 +142,7 @@ class Front:
         return await self._ask("text", request)
 
     async def _ask(self, kind: Kind, request: Request) -> ASGIApp:
-        asked = question(kind, parse(await request.body()), self._draw(kind))
+        asked = question(kind, await _parse(await request.body()), self._draw(kind))
         headers: dict[str, str] = {"x-request-id": asked.request.id}
         if asked.stream:
             return EventStream(partial(self._stream, asked, request), headers)

@@ -18,8 +18,11 @@ holds each of them to be cured), so it lends only its protocol machine:
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -45,6 +48,9 @@ IDLE_TIMEOUT = 75.0
 """Seconds that a connection may stay without a request, or a request's head may take."""
 WRITE_TIMEOUT = 30.0
 """Seconds that one write may take: a client that reads nothing for so long is dropped."""
+MAX_CONNECTIONS = 512
+MAX_OF_ONE = 64
+"""Connections of one other machine."""
 READ_SIZE = 65_536
 READ_AHEAD = 4
 """Buffers read while the protocol cannot take more."""
@@ -70,17 +76,23 @@ async def serve(
     """Serves until cancelled; `task_status` gets the port. Port 0 is any free one.
 
     `localhost` is 127.0.0.1 and, where there is IPv6, ::1; EVERYWHERE is all addresses of both
-    versions. Raises SettingsError where the port
-    is not to be had, naming the `flag` that chooses another.
+    versions. Raises SettingsError where the port is not to be had, naming the `flag` that chooses
+    another.
     """
     listeners = await _bind(host, port, flag)
     bound: int = listeners[0].socket.getsockname()[1]
     config = _config(idle_timeout)
 
+    room = Room()
+
     async def handle(stream: trio.SocketStream) -> None:
         connection = Connection(partial(_answer, app), config, stream, write_timeout)
         try:
-            await connection.run()
+            with room.taken_by(stream) as is_free:
+                if is_free:
+                    await connection.run()
+                else:
+                    await trio.aclose_forcefully(stream)
         except* OSError:
             pass  # the client is gone
         except* Exception as group:  # noqa: BLE001  one connection's end is not the server's
@@ -89,6 +101,44 @@ async def serve(
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, handle, listeners)
         task_status.started(bound)
+
+
+class Room:
+    """How many connections there may be: each takes a descriptor, which everything else that the
+    node opens needs too, and a client that only connects costs nothing to be.
+    """
+
+    def __init__(self, most: int = MAX_CONNECTIONS, most_of_one: int = MAX_OF_ONE) -> None:
+        self._most = most
+        self._most_of_one = most_of_one
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def taken_by(self, stream: trio.SocketStream) -> Iterator[bool]:
+        """Whether there was room. Of one other machine only so many come in; this machine's
+        programs share an address, and are bounded together with all.
+        """
+        address = _address_of(stream)
+        is_far = not ipaddress.ip_address(address).is_loopback
+        if self._held.total() >= self._most or (
+            is_far and self._held[address] >= self._most_of_one
+        ):
+            yield False
+            return
+        self._held[address] += 1
+        try:
+            yield True
+        finally:
+            self._held[address] -= 1
+            if not self._held[address]:
+                del self._held[address]
+
+
+def _address_of(stream: trio.SocketStream) -> str:
+    try:
+        return str(stream.socket.getpeername()[0]).partition("%")[0]
+    except OSError:  # it has left already
+        return "::1"
 
 
 def _config(idle_timeout: float) -> Config:

@@ -150,14 +150,17 @@ class Gossip:
         except RemoteError as error:
             self.note(forwarder, f"{topic.name}: {error}")
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the host
-            self.note(forwarder, f"{topic.name}: its receiver failed: {error!r}")
+            self._journal.error(
+                "handler_failed", f"the receiver of {topic.name} failed: {error!r}", peer=author
+            )
         return False
 
     async def _accept(self, stream: Any) -> None:
         """Takes a gossip stream from an admitted peer; others are refused without a word."""
         peer = name_of(stream)
-        held = self._streams.get(peer, 0)
-        if await self._gate(peer) is None or held >= MAX_STREAMS:
+        member = await self._gate(peer)
+        held = self._streams.get(peer, 0)  # counted after the gate, which lets many through at once
+        if member is None or held >= MAX_STREAMS:
             await stream.reset()
             return
         self._streams[peer] = held + 1

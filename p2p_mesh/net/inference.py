@@ -20,6 +20,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -148,9 +149,11 @@ class _Line:
             return
         answer.is_left = True
         self._reading.deadline = trio.current_time() + CANCEL_DEADLINE
-        self._pool.start(self._cancel)
+        self._pool.start(partial(self._cancel, answer))
 
-    async def _cancel(self) -> None:
+    async def _cancel(self, answer: _Answer) -> None:
+        if self._answer is not answer:
+            return  # its end came first, and the line may carry another answer already
         with suppress(Unavailable), trio.move_on_after(CANCEL_DEADLINE):
             await self._stream.tell(Cancel())
 

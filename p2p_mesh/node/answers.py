@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -11,10 +11,12 @@ from contextlib import (
     contextmanager,
 )
 
+import msgspec
+
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.names import ModelId, PeerId
-from p2p_mesh.core.records import Delta, InferenceRequest, ServedModel
-from p2p_mesh.core.routing import Candidate, rank
+from p2p_mesh.core.records import Delta, InferenceRequest
+from p2p_mesh.core.routing import Candidate, Serving, catalogue, rank
 from p2p_mesh.errors import (
     Loading,
     MeshError,
@@ -58,30 +60,36 @@ class Answers:
 
     def models(self) -> tuple[ModelCard, ...]:
         """The models of the whole mesh, by name: ready ones, and those that load here."""
-        cards: dict[ModelId, ModelCard] = {}
-        for served in self._served():
-            known = cards.get(served.id)
-            cards[served.id] = ModelCard(
-                id=served.id,
-                created=self._known.setdefault(served.id, int(self._clock())),
-                context=known.context if known else served.context,
-                digest=known.digest if known else served.digest,
-                capabilities=known.capabilities if known else served.capabilities,
-                nodes=known.nodes + 1 if known else 1,
-            )
+        cards = {name: self._card(name, group) for name, group in self._catalogue().items()}
         for hosted in self._hosted.values():
             model = hosted.load.model.id
             if hosted.state == "loading" and model not in cards:
                 cards[model] = ModelCard(id=model, state="loading", nodes=0)
-        return tuple(cards[model] for model in sorted(cards))
+        self._known = {name: card.created for name, card in cards.items()}
+        return tuple(cards[name] for name in sorted(cards))
 
-    def _served(self) -> Iterator[ServedModel]:
-        for hosted in self._hosted.values():
-            if hosted.state == "ready" and (served := hosted.served()) is not None:
-                yield served
+    def _card(self, name: ModelId, group: Sequence[Serving]) -> ModelCard:
+        model = group[0].model
+        return ModelCard(
+            id=name,
+            created=self._known.get(name, int(self._clock())),
+            context=max(one.model.context for one in group),
+            digest=next((one.model.digest for one in group if one.model.digest), None),
+            capabilities=model.capabilities,
+            nodes=len(group),
+        )
+
+    def _catalogue(self, *, suspects: bool = False) -> Mapping[ModelId, tuple[Serving, ...]]:
+        """Who serves what now: this node, and the others that are not suspect."""
+        servings = [
+            Serving(None, served)
+            for hosted in self._hosted.values()
+            if hosted.state == "ready" and (served := hosted.served()) is not None
+        ]
         for offer in self._inventory.offers():
-            if offer.peer != self.me and not self._inventory.is_suspect(offer.peer):
-                yield from offer.announcement.models
+            if offer.peer != self.me and (suspects or not self._inventory.is_suspect(offer.peer)):
+                servings += [Serving(offer.peer, model) for model in offer.announcement.models]
+        return catalogue(servings)
 
     @asynccontextmanager
     async def answer(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Delta]]:
@@ -95,15 +103,20 @@ class Answers:
         self, request: InferenceRequest, stack: AsyncExitStack
     ) -> AsyncIterator[Delta]:
         failures: list[MeshError] = []
-        for candidate in self._candidates(request)[:MAX_TRIES]:
+        left = list(self._candidates(request))
+        for _ in range(MAX_TRIES):
+            if not left:
+                break
+            candidate = left.pop(0)
             async with AsyncExitStack() as attempt:
                 try:
                     started = await self._first(candidate, request, attempt)
                 except MeshError as error:
                     self._failed(candidate, request, error)
                     failures.append(error)
-                    if _is_settled(candidate, failures):
-                        break
+                    if _is_wrong(candidate, failures):
+                        # Too long, perhaps: only a node with more room could think otherwise.
+                        left = [one for one in left if one.context > candidate.context]
                     continue
                 stack.push_async_exit(attempt.pop_all())
                 return started
@@ -124,32 +137,38 @@ class Answers:
     def _open(
         self, candidate: Candidate, request: InferenceRequest, attempt: AsyncExitStack
     ) -> Answer:
+        request = msgspec.structs.replace(request, model=candidate.model)
         if candidate.peer is None:
-            return self._hosted[request.model].generate(request)
+            return self._hosted[candidate.model].generate(request)
         if self.ask is None:
             raise Unavailable("this node is not connected yet", retry_after=1.0)
         attempt.enter_context(self._counted(candidate.peer))
         return self.ask(candidate.peer, request)
 
     def _candidates(self, request: InferenceRequest) -> tuple[Candidate, ...]:
-        found = list(self._elsewhere(request.model))
-        here = self._hosted.get(request.model)
-        if here is not None and (here.state == "ready" or not found):
-            found.append(Candidate(None, slots=here.slots, active=here.active + here.queued))
+        servings = self._catalogue(suspects=True).get(request.model, ())
+        found = [self._candidate(one) for one in servings]
+        if not found and request.model in self._hosted:  # it loads, or failed: it says so itself
+            found = [Candidate(None, request.model, slots=0)]
         if not found:
             raise self._unknown(request.model)
         return rank(found, request.id)
 
-    def _elsewhere(self, model: ModelId) -> Iterator[Candidate]:
-        for offer in self._inventory.offers():
-            for served in offer.announcement.models:
-                if served.id == model and offer.peer != self.me:
-                    yield Candidate(
-                        offer.peer,
-                        slots=served.slots,
-                        active=self._active[offer.peer],
-                        suspect=self._inventory.is_suspect(offer.peer),
-                    )
+    def _candidate(self, serving: Serving) -> Candidate:
+        peer, model = serving.peer, serving.model
+        if peer is None:
+            here = self._hosted[model.id]
+            active = here.active + here.queued
+        else:
+            active = self._active[peer]
+        return Candidate(
+            peer,
+            model.id,
+            slots=model.slots,
+            context=model.context,
+            active=active,
+            suspect=peer is not None and self._inventory.is_suspect(peer),
+        )
 
     def _unknown(self, model: ModelId) -> MeshError:
         if self.is_joining:
@@ -176,9 +195,9 @@ class Answers:
         )  # fmt: skip
 
 
-def _is_settled(candidate: Candidate, failures: list[MeshError]) -> bool:
-    """Whether the request itself is wrong, and so would be anywhere: this node says so, or two
-    others do. One peer alone is not believed.
+def _is_wrong(candidate: Candidate, failures: list[MeshError]) -> bool:
+    """Whether the request itself is wrong: this node says so, or two others do. One peer alone is
+    not believed.
     """
     wrong = [error for error in failures if isinstance(error, RequestError)]
     return len(wrong) > (1 if candidate.peer is not None else 0)

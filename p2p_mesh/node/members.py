@@ -132,6 +132,8 @@ class Members:
     def expire(self) -> None:
         """Forgets the members whose announcements have lapsed."""
         for peer in self._inventory.expire(self._clock()):
+            if self.know is not None:
+                self.know(peer, ())
             self._journal.info("member_lapsed", f"{peer} has not announced itself", peer=peer)
 
     def _note(self, offer: Offer, known: Offer | None) -> None:

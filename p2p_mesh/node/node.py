@@ -25,7 +25,7 @@ import trio
 from p2p_mesh import state
 from p2p_mesh.console.app import create_app as create_console
 from p2p_mesh.core.inventory import Inventory
-from p2p_mesh.core.invite import Ticket, check
+from p2p_mesh.core.invite import MAX_SEEDS, Ticket, check
 from p2p_mesh.core.records import InferenceRequest, ModelFile, Resources, Role
 from p2p_mesh.errors import LocalError, UnknownModel
 from p2p_mesh.front.app import create_app as create_front
@@ -218,7 +218,9 @@ class Node:
         files = await trio.to_thread.run_sync(importlib.import_module, "p2p_mesh.net.identity")
         identity: Identity = files.load_identity(directory / "node.key")
         name = self.settings.node_name
-        belonging = state.belong(directory, self._tickets, identity.public_key, name)
+        belonging = await trio.to_thread.run_sync(
+            state.belong, directory, self._tickets, identity.public_key, name, time.time()
+        )
         self.belonging, self.inviter = belonging, state.Inviter(directory, belonging)
         self.role = check(belonging.credential, belonging.mesh, time.time()).role
         if self.role == "client" and self.hosted:
@@ -304,11 +306,11 @@ class Node:
     async def _say_ready(self, network: Network) -> None:
         assert self.belonging is not None
         assert self.inviter is not None
-        for hosted in self.hosted.values():
-            await hosted.wait_settled()
         if self.belonging.seeds:
             await self._reach()
         self.answers.is_joining = False
+        for hosted in self.hosted.values():
+            await hosted.wait_settled()
         invite = self.inviter.standing(self._seeds(network))
         self.journal.info(
             "ready", f"{self.settings.node_name} is ready",
@@ -333,7 +335,8 @@ class Node:
                     await self._news.wait()
 
     def _seeds(self, network: Network) -> tuple[str, ...]:
-        return tuple(f"{address}/p2p/{network.peer_id}" for address in network.addresses())
+        addresses = network.addresses()[:MAX_SEEDS]
+        return tuple(f"{address}/p2p/{network.peer_id}" for address in addresses)
 
     def _answer_peer(self, request: InferenceRequest) -> Answer:
         """Raises UnknownModel; a peer is answered by this node's own models only."""
@@ -345,9 +348,17 @@ class Node:
     # Beside
 
     async def _learn_digest(self, hosted: Hosted) -> None:
-        if hosted.digest is None:
+        if hosted.digest is not None:
+            return
+        try:
             hosted.digest = await self._digests.of(Path(hosted.load.model.path))
-            self._change()
+        except OSError as error:
+            self.journal.warning(
+                "digest_failed", f"{hosted.load.model.path} cannot be read: {error.strerror}",
+                model=hosted.load.model.id, reason=str(error),
+            )  # fmt: skip
+            return
+        self._change()
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def find(reference: str) -> Path:
 
 def read(path: Path) -> ModelFile:
     """The model in a file, by its header. Raises ModelError, with the path."""
+    if not path.stem.isprintable():
+        raise ModelError(f"{str(path)!r} cannot be used: rename it, its name becomes the model's")
     try:
         size, header = _header(path)
     except OSError as error:
@@ -100,6 +103,7 @@ class Digests:
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
+        self._lock = threading.Lock()
 
     async def of(self, path: Path) -> Digest:
         """The digest, computed in a thread: seconds for gigabytes."""
@@ -108,11 +112,12 @@ class Digests:
     def compute(self, path: Path) -> Digest:
         stat = path.stat()
         key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
-        known = self._read()
-        if key not in known:
-            known = {**self._read(), key: _sha256(path)}
-            self._write(known)
-        return Digest(known[key])
+        known = self._read().get(key)
+        if known is None:
+            known = _sha256(path)
+            with self._lock:  # several files may be read at once, in threads
+                self._write({**self._read(), key: known})
+        return Digest(known)
 
     def _read(self) -> dict[str, str]:
         """What is remembered; a cache that is damaged is a cache that is empty."""

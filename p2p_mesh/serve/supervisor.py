@@ -8,6 +8,7 @@ reason; one that has been ready and dies is brought back, with growing pauses.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
@@ -32,6 +33,9 @@ MAX_RELOADS = 8
 """Deaths in a row, each within SETTLED seconds, after which a model is given up."""
 
 SETTLED = 60.0
+
+STALLED = 600.0
+"""Seconds without progress after which a load is given up: a disk or a driver that hangs."""
 
 REPORT_EVERY = 2.0
 """Seconds between two lines about a model that loads."""
@@ -82,10 +86,16 @@ def choose(
 
 
 def _assess(backend: Backend, load: Load, resources: Resources) -> Fit | Refusal:
+    """What a backend says of a model. Its defects refuse the model, and no more."""
     try:
-        return backend.assess(load, resources)
-    except Exception as error:  # noqa: BLE001 - a plugin's defect refuses its model, no more
+        found: object = backend.assess(load, resources)
+    except Exception as error:  # noqa: BLE001 - a plugin's own
         return Refusal(f"the backend {backend.name} failed: {type(error).__name__}: {error}")
+    if isinstance(found, Fit) and found.memory_bytes > resources.memory_free:
+        return Refusal(f"the backend {backend.name} wants more memory than is free")
+    if isinstance(found, Fit | Refusal):
+        return found
+    return Refusal(f"the backend {backend.name} failed: it says {found!r} of a model")
 
 
 class Hosted:
@@ -115,6 +125,8 @@ class Hosted:
         self._changed = changed
         self._settled = trio.Event()
         self._reported = 0.0
+        self._ready_at = math.inf
+        self._patience = trio.CancelScope()
         self._engine: Engine | None = None
         self._about: Description | None = None
         self._slots: trio.CapacityLimiter | None = None
@@ -174,12 +186,12 @@ class Hosted:
     async def _keep(self, backend: Backend, load: Load) -> None:
         deaths = 0
         while True:
-            started = trio.current_time()
+            self._ready_at, self._patience, self.progress = math.inf, trio.CancelScope(), 0.0
             reason = await self._serve(backend, load)
             if not self._settled.is_set():
                 self._fail(reason)
                 return
-            deaths = 0 if trio.current_time() - started > SETTLED else deaths + 1
+            deaths = 0 if trio.current_time() - self._ready_at > SETTLED else deaths + 1
             if deaths > MAX_RELOADS:
                 self._fail(f"its engine died {deaths} times in a row; the last time: {reason}")
                 return
@@ -194,9 +206,13 @@ class Hosted:
         """One life of an engine; returns how it ended."""
         started = self._reported = trio.current_time()
         try:
-            async with backend.open(load, self._mesh) as engine:
-                self._begin(engine, trio.current_time() - started)
-                return await engine.wait_ended()
+            with self._patience:
+                self._patience.deadline = started + STALLED
+                async with backend.open(load, self._mesh) as engine:
+                    self._patience.deadline = math.inf
+                    self._begin(engine, trio.current_time() - started)
+                    return await engine.wait_ended()
+            return f"it made no progress for {STALLED:g} s while it loaded"
         except MeshError as error:
             return str(error)
         except Exception as error:  # noqa: BLE001 - a plugin's defect ends its engine, not the node
@@ -208,6 +224,7 @@ class Hosted:
         about = engine.describe()
         self._engine, self._about = engine, about
         self._slots = trio.CapacityLimiter(max(about.slots, 1))
+        self._ready_at = trio.current_time()
         self.progress, self.error = 1.0, ""
         self._enter("ready")
         self._settled.set()
@@ -237,8 +254,10 @@ class Hosted:
         self._changed()
 
     def _report(self, progress: float) -> None:
-        self.progress = progress
         now = trio.current_time()
+        if progress > self.progress:
+            self._patience.deadline = now + STALLED
+        self.progress = progress
         if now - self._reported >= REPORT_EVERY and progress < 1.0:
             self._reported = now
             self._journal.info(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from datetime import UTC, datetime
 
 import pytest
@@ -77,3 +78,46 @@ def test_table_is_as_wide_as_it_needs(capsys: pytest.CaptureFixture[str]) -> Non
 def test_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     output.error("two\nlines " + "x" * 200)
     assert capsys.readouterr().err == "Error: two lines " + "x" * 200 + "\n"
+
+
+def test_strangers_cannot_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "bob\x1b]0;owned\x07\nFAKE \u202e"
+    stream = io.StringIO()
+    output.pretty_log(stream, clock)(Entry("info", "x", f"{evil} serves tiny"))
+    output.table(("NAME",), [[evil]])
+    output.line(evil)
+    for shown in (stream.getvalue(), capsys.readouterr().out):
+        assert "\x1b" not in shown
+        assert "\nFAKE" not in shown
+        assert "bob\\x1b]0;owned\\x07\\nFAKE" in shown
+
+
+class Stuck(io.StringIO):
+    """A terminal on which somebody pressed ctrl-S."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.go.wait(10)
+        return super().write(text)
+
+
+def test_stuck_terminal_holds_nobody_up() -> None:
+    stuck = Stuck()
+    sink = output.Sink(stuck)
+    for number in range(output.QUEUED + 10):
+        sink.write(f"{number}\n")
+    stuck.go.set()
+    sink.close()
+    assert stuck.getvalue().startswith("0\n1\n2\n")
+
+
+def test_sink_writes_all_before_it_closes() -> None:
+    stream = io.StringIO()
+    sink = output.Sink(stream)
+    sink.write("a")
+    sink.write("b")
+    sink.close()
+    assert stream.getvalue() == "ab"

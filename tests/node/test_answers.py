@@ -5,10 +5,11 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from p2p_mesh.core.inventory import Inventory, Offer
-from p2p_mesh.core.names import ModelId, PeerId, RequestId
+from p2p_mesh.core.names import Digest, ModelId, PeerId, RequestId
 from p2p_mesh.core.records import (
     Announcement,
     Delta,
@@ -177,6 +178,25 @@ async def test_wrong_request_is_wrong_everywhere() -> None:
     with pytest.raises(RequestError):
         await here.text()
     assert here.asked == []
+
+
+async def test_request_that_is_too_long_here_goes_where_there_is_room() -> None:
+    case = Case({"a": lambda: says("roomy")}, here=hosted(lambda: fails(WRONG)))
+    roomy = ServedModel(id=ModelId("m"), context=8192, slots=2)
+    announcement = msgspec.structs.replace(offer("a", "m").announcement, models=(roomy,))
+    case.inventory.apply(Offer(PeerId("a"), announcement, b"newer", 60.0))
+    assert await case.text() == "roomy"
+
+
+async def test_two_files_of_one_name_are_two_models() -> None:
+    case = Case({"a": lambda: says("a"), "b": lambda: says("b")})
+    for peer, digest in (("a", "1" * 64), ("b", "2" * 64)):
+        model = ServedModel(id=ModelId("m"), digest=Digest(digest), context=8, slots=2)
+        announcement = msgspec.structs.replace(offer(peer, "m").announcement, models=(model,))
+        case.inventory.apply(Offer(PeerId(peer), announcement, b"newer", 60.0))
+    assert [card.id for card in case.answers.models()] == ["m", "m@11111111", "m@22222222"]
+    assert await case.text("m@22222222") == "b"
+    assert await case.text("m") == "a"
 
 
 async def test_one_peer_alone_cannot_refuse_a_request() -> None:

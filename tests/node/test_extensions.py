@@ -29,6 +29,7 @@ def plugins(**hooks: Any) -> Plugins:
     found = Plugins()
     marked = {name: hookimpl(function) for name, function in hooks.items()}
     found.add("test", lambda: SimpleNamespace(meshnode_api=1, **marked))
+    found.ask()
     return found
 
 

@@ -114,6 +114,7 @@ def test_silent_members_lapse() -> None:
     case.now += module.LIFETIME
     case.members.expire()
     assert case.members.snapshot() == []
+    assert case.known[-1] == (PEER, ())  # and nobody dials it any more
     assert case.said[-1].event == "member_lapsed"
 
 

@@ -31,6 +31,7 @@ def node(tmp_path: Path, said: list[Entry] | None = None, **settings: Any) -> No
     plugins = Plugins()
     echo = SimpleNamespace(meshnode_api=1, meshnode_backends=hookimpl(lambda: [Echo()]))
     plugins.add("echo", lambda: echo)
+    plugins.ask()
     return Node(
         Settings(data_dir=str(tmp_path), **settings), [MODEL], (), plugins,
         Digests(tmp_path / "digests.json"), Journal(*([said.append] if said is not None else [])),

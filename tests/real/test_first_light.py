@@ -50,7 +50,7 @@ async def until(holds: Callable[[], bool], seconds: float) -> float:
 def is_alive(pid: int) -> bool:
     """Whether a process runs; one that waits for its parent to notice does not."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import trio
 
 from p2p_mesh.errors import ModelError
 from p2p_mesh.serve import store
@@ -91,6 +92,25 @@ def test_digest_is_computed_once(model: Path, digests: Digests) -> None:
 
 async def test_digest_is_computed_beside_the_loop(model: Path, digests: Digests) -> None:
     assert await digests.of(model) == digests.compute(model)
+
+
+async def test_digests_computed_at_once_are_all_remembered(
+    tmp_path: Path, digests: Digests
+) -> None:
+    paths = [Path(write_model(tmp_path / f"{n}.gguf", seed=n).path) for n in range(4)]
+    async with trio.open_nursery() as nursery:
+        for path in paths:
+            nursery.start_soon(digests.of, path)
+    assert len(digests._read()) == 4
+
+
+def test_name_that_is_no_text_is_refused(model: Path, tmp_path: Path) -> None:
+    for name in (b"caf\xe9.gguf", b"two\nlines.gguf"):
+        path = tmp_path / os.fsdecode(name)
+        model.rename(path)
+        with pytest.raises(ModelError, match="rename it"):
+            read(path)
+        path.rename(model)
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b"\xff"])

@@ -4,6 +4,7 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from random import Random
+from typing import Any
 
 import pytest
 import trio
@@ -196,6 +197,28 @@ async def test_backend_that_raises_refuses_its_model() -> None:
         assert "the backend echo failed: ZeroDivisionError: a defect" in hosted.error
     async with Case(Broken(), Echo()).running() as hosted:
         assert hosted.state == "ready"
+
+
+@pytest.mark.parametrize("found", [None, 42, Fit(8, 1, 101)])
+async def test_backend_that_says_what_cannot_be_refuses_its_model(found: Any) -> None:
+    async with Case(Fixed(found)).running() as hosted:
+        assert hosted.state == "failed"
+        assert "the backend echo" in hosted.error
+
+
+async def test_load_without_progress_is_given_up(autojump_clock: MockClock) -> None:
+    async with Case(Echo(load_seconds=math.inf)).running() as hosted:
+        assert "made no progress for 600 s" in hosted.error
+
+
+async def test_slow_load_that_always_dies_is_given_up(autojump_clock: MockClock) -> None:
+    echo = Echo(load_seconds=supervisor.SETTLED + 1)
+    async with Case(echo).running() as hosted:
+        while hosted.state != "failed":
+            if hosted.state == "ready":
+                echo.engines[-1].die()
+            await trio.sleep(0.5)
+        assert len(echo.engines) == supervisor.MAX_RELOADS + 1
 
 
 async def test_engine_that_cannot_describe_itself_is_given_up() -> None:

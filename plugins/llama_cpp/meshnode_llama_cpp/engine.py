@@ -8,7 +8,7 @@ Theory of operation:
 2. The end of the connection is the end of the engine, whoever closed it. The task that reads then
    waits for the process, words the reason and wakes everybody.
 3. `run_engine` is the only owner of the process. However it is left, the process is gone after:
-   asked, and killed if it has not ended within a second.
+   hung up on, and killed if it has not ended within a second.
 """
 
 from __future__ import annotations
@@ -81,11 +81,14 @@ class Deltas:
 class LlamaEngine:
     """An open model. Made by `run_engine`."""
 
-    def __init__(self, load: Load, plan: Fit, process: trio.Process) -> None:
+    def __init__(
+        self, load: Load, plan: Fit, process: trio.Process, stream: trio.SocketStream
+    ) -> None:
         self._name = load.model.id
         self._progress = load.progress
         self._plan = plan
         self._process = process
+        self._stream = stream
         self._out, self._commands = trio.open_memory_channel[bytes](math.inf)
         self._numbers = itertools.count()
         self._answers: dict[int, trio.MemorySendChannel[Word]] = {}
@@ -133,11 +136,13 @@ class LlamaEngine:
         return self._reason
 
     async def close(self) -> None:
-        """Asks the process to end, kills it if it does not."""
+        """Hangs up, which ends the process; kills it if it does not."""
         self._closing = True
+        # Not a frame: who would send it may be cancelled already.
+        with suppress(OSError):
+            self._stream.socket.shutdown(socket.SHUT_WR)
         with trio.CancelScope(shield=True):
             with trio.move_on_after(GRACE):
-                self._post(frames.Close())
                 await self._process.wait()
             if self._process.returncode is None:
                 self._process.kill()
@@ -153,16 +158,16 @@ class LlamaEngine:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             self._out.send_nowait(frame)
 
-    async def _send(self, stream: trio.SocketStream) -> None:
+    async def _send(self) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async for frame in self._commands:
-                await stream.send_all(frame)
+                await self._stream.send_all(frame)
 
-    async def _listen(self, stream: trio.SocketStream) -> None:
+    async def _listen(self) -> None:
         """Reads until the connection ends; then it tells why."""
         records = frames.reports()
         try:
-            while data := await stream.receive_some(65_536):
+            while data := await self._stream.receive_some(65_536):
                 for report in records.feed(data):
                     self._take(report)
         except (ValueError, trio.WouldBlock) as error:  # nonsense, or more than was asked for
@@ -246,13 +251,13 @@ class LlamaEngine:
 async def run_engine(load: Load, plan: Fit, *, exact: bool = False) -> AsyncIterator[LlamaEngine]:
     """Starts a process, loads the model, and ends the process when the context is left."""
     process, stream = await _start()
-    engine = LlamaEngine(load, plan, process)
+    engine = LlamaEngine(load, plan, process, stream)
     try:
         with _alone():
             async with trio.open_nursery() as nursery:
                 try:
-                    nursery.start_soon(engine._send, stream)
-                    nursery.start_soon(engine._listen, stream)
+                    nursery.start_soon(engine._send)
+                    nursery.start_soon(engine._listen)
                     assert process.stderr is not None
                     nursery.start_soon(engine._hear, process.stderr)
                     engine._post(_open_command(load, plan, exact))

@@ -43,10 +43,6 @@ class Cancel(Struct, frozen=True, tag="cancel"):
     number: int
 
 
-class Close(Struct, frozen=True, tag="close"):
-    """End. The end of the connection means the same."""
-
-
 class Progress(Struct, frozen=True, tag="progress"):
     share: float
 
@@ -80,7 +76,7 @@ class Rejected(Struct, frozen=True, tag="rejected"):
     param: str | None = None
 
 
-Command = Open | Ask | Cancel | Close
+Command = Open | Ask | Cancel
 Report = Progress | Ready | Failed | Answer | Rejected
 
 _encoder = msgspec.msgpack.Encoder()

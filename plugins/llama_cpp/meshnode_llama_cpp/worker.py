@@ -20,7 +20,6 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
 
 from meshnode_llama_cpp import frames
 from meshnode_llama_cpp.batching import EXACT, Limits
@@ -52,7 +51,7 @@ def main(descriptor: int) -> None:
         connection.sendall(frames.encode(frames.Failed(str(error))))
         return
     while True:
-        for command in inbox.all(wait=worker.idle):
+        for command in inbox.batch(wait=worker.idle):
             worker.obey(command)
         worker.step()
 
@@ -70,6 +69,7 @@ class Inbox:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._commands: queue.SimpleQueue[frames.Command] = queue.SimpleQueue()
+        self._held: list[frames.Command] = []
 
     def read(self) -> None:
         """Reads for ever: returns never, and ends the process instead."""
@@ -85,20 +85,33 @@ class Inbox:
     def take(self) -> frames.Command:
         return self._commands.get()
 
-    def all(self, *, wait: bool) -> Iterator[frames.Command]:
-        """The commands that are there, at least one if we are to wait."""
-        if wait:
-            yield self._commands.get()
+    def batch(self, *, wait: bool) -> list[frames.Command]:
+        """What to obey before the next step, at least one command if we are to wait: every
+        cancellation, and the first question that was not cancelled meanwhile. A question costs
+        a template and a tokenizer, and the answers that run wait for those.
+        """
+        if wait and not self._held:
+            self._held.append(self._commands.get())
         while not self._commands.empty():
-            yield self._commands.get()
+            self._held.append(self._commands.get())
+        now, self._held = sort(self._held)
+        return now
 
     def _read(self) -> None:
         records = frames.commands()
         while data := self._connection.recv(65_536):
             for command in records.feed(data):
-                if isinstance(command, frames.Close):
-                    return
                 self._commands.put(command)
+
+
+def sort(commands: list[frames.Command]) -> tuple[list[frames.Command], list[frames.Command]]:
+    """Which commands to obey now, and which to hold: all cancellations, but one question."""
+    cancelled = {one.number for one in commands if isinstance(one, frames.Cancel)}
+    asks = [one for one in commands if isinstance(one, frames.Ask)]
+    waiting = {one.number for one in asks}
+    now: list[frames.Command] = [frames.Cancel(number) for number in cancelled - waiting]
+    left: list[frames.Command] = [one for one in asks if one.number not in cancelled]
+    return now + left[:1], left[1:]
 
 
 class Worker:

@@ -37,7 +37,6 @@ def test_commands_come_back() -> None:
         frames.Open("tiny", "/tiny.gguf", 512, 4, 2, None),
         frames.Ask(0, request),
         frames.Cancel(0),
-        frames.Close(),
     ]
     assert list(frames.commands().feed(b"".join(map(frames.encode, sent)))) == sent
 

@@ -4,17 +4,44 @@ import socket
 import threading
 
 from meshnode_llama_cpp import frames
-from meshnode_llama_cpp.worker import Inbox
+from meshnode_llama_cpp.worker import Inbox, sort
+
+from p2p_mesh.core.names import ModelId, RequestId
+from p2p_mesh.core.records import InferenceRequest, TextPrompt
 
 
-def test_commands_are_taken_in_order() -> None:
+def ask(number: int) -> frames.Ask:
+    request = InferenceRequest(
+        id=RequestId("r"), model=ModelId("m"), prompt=TextPrompt(text="hello")
+    )
+    return frames.Ask(number, request)
+
+
+def inbox_of(*commands: frames.Command) -> Inbox:
     ours, theirs = socket.socketpair()
     inbox = Inbox(theirs)
     with ours, theirs:
-        ours.sendall(frames.encode(frames.Cancel(1)) + frames.encode(frames.Cancel(2)))
         reader = threading.Thread(target=inbox._read)
         reader.start()
-        ours.sendall(frames.encode(frames.Close()))
+        ours.sendall(b"".join(map(frames.encode, commands)))
+        ours.shutdown(socket.SHUT_WR)
         reader.join()
-    assert list(inbox.all(wait=True)) == [frames.Cancel(1), frames.Cancel(2)]
-    assert list(inbox.all(wait=False)) == []
+    return inbox
+
+
+def test_commands_are_taken_in_order() -> None:
+    inbox = inbox_of(frames.Cancel(1), ask(2), ask(3))
+    assert inbox.batch(wait=True) == [frames.Cancel(1), ask(2)]
+    assert inbox.batch(wait=True) == [ask(3)]
+    assert inbox.batch(wait=False) == []
+
+
+def test_question_that_was_taken_back_costs_nothing() -> None:
+    inbox = inbox_of(ask(1), ask(2), frames.Cancel(1), frames.Cancel(2), ask(3))
+    assert inbox.batch(wait=True) == [ask(3)]
+
+
+def test_one_question_is_begun_between_two_steps() -> None:
+    now, held = sort([ask(1), frames.Cancel(9), ask(2), ask(3)])
+    assert now == [frames.Cancel(9), ask(1)]
+    assert held == [ask(2), ask(3)]
