@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 
+from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.records import Delta, InferenceRequest, TextPrompt
-from p2p_mesh.core.wire import Ask, Cancel, End, ErrorMessage, Grew
+from p2p_mesh.core.wire import Ask, Cancel, End, ErrorMessage, Grew, encode
 from p2p_mesh.errors import (
     EngineDied,
     MeshError,
@@ -290,3 +292,33 @@ async def test_client_may_ask(autojump_clock: Clock) -> None:
         opened(client, transport=wire.transport(), seeds=server.seeds()),
     ):
         assert await text_of(client, server.peer_id) == "hello"
+
+
+class Wire:
+    """A stream that only remembers what was sent."""
+
+    peer = PeerId("peer")
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    async def send(self, frame: bytes) -> None:
+        self.sent.append(frame)
+
+    async def tell(self, message: object) -> None:
+        self.sent.append(encode(message))
+
+
+async def test_late_cancel_does_not_hit_the_next_question() -> None:
+    # The end of an answer and its asker's leaving may cross: the line then carries another one.
+    wire: Any = Wire()
+    later: list[Any] = []
+    pool: Any = SimpleNamespace(start=later.append, free=lambda line: None)
+    line = inference._Line(wire, pool)
+    first = await line.ask(b"first")
+    line.leave(first)
+    line._hear(encode(End()))
+    await line.ask(b"second")
+    for task in later:
+        await task()
+    assert wire.sent == [b"first", b"second"]

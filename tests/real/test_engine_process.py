@@ -324,3 +324,19 @@ def test_the_plugin_is_light_to_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "llama_cpp set()\n"
+
+
+async def test_cancelled_engine_ends_by_itself_and_at_once(tiny: ModelFile) -> None:
+    async with trio.open_nursery() as nursery:
+        engine = await nursery.start(_hold, tiny)
+        process = engine._process
+        begun = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - begun < 0.5
+    assert process.returncode == 0  # it was hung up on, not killed
+
+
+async def _hold(model: ModelFile, task_status: trio.TaskStatus[LlamaEngine]) -> None:
+    async with start(model) as engine:
+        task_status.started(engine)
+        await trio.sleep_forever()
