@@ -102,6 +102,8 @@ def load(
     }
     settings = _convert(given, "the setting")
     _check_address(settings.p2p_host)
+    if not settings.name.isprintable():
+        raise SettingsError(f"the setting name: {settings.name!r} holds what cannot be shown")
     return _open_secrets(settings, stdin or sys.stdin) if open_secrets else settings
 
 

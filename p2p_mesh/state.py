@@ -17,13 +17,15 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from p2p_mesh.core.invite import (
     Credential,
+    Key,
     Membership,
     Ticket,
     check,
@@ -51,14 +53,14 @@ class NodeFile(Struct, frozen=True, kw_only=True):
 class Belonging(Struct, frozen=True, kw_only=True):
     """The mesh that a node belongs to."""
 
-    mesh: bytes
+    mesh: Key
     """The mesh's public key."""
     name: str
     credential: Credential
     seeds: tuple[str, ...] = ()
-    invite_seed: bytes = b""
+    invite_seed: Annotated[bytes, Meta(max_length=32)] = b""
     """Of the invite that the node prints: the same one each time it starts."""
-    port: int = 0
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
     """The p2p port of last time, taken again if it is free, so that old invites still work."""
 
     @property
@@ -205,7 +207,7 @@ class Inviter:
         """The invite that the node prints; None where it does not hold the mesh key."""
         if self._key is None:
             return None
-        if not self._belonging.invite_seed:
+        if len(self._belonging.invite_seed) != 32:
             self._belonging = msgspec.structs.replace(
                 self._belonging, invite_seed=secrets.token_bytes(32)
             )
@@ -229,25 +231,31 @@ class Inviter:
 def _write(path: Path, data: bytes) -> None:
     """Writes a file of mode 0600 in one step: it is there whole, or as it was."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with suppress(FileNotFoundError):
-        aside.unlink()
-    file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.write(file, data)
-        os.fsync(file)
-    finally:
-        os.close(file)
-    aside.replace(path)
+        aside.unlink(missing_ok=True)
+        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise SettingsError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def api_key(directory: Path) -> tuple[str, bool]:
     """The API key kept for `--listen`, and whether it was made just now."""
     path = directory / "api.key"
     try:
-        return path.read_text().strip(), False
+        key = path.read_text().strip()
+        if not key:
+            raise SettingsError(f"the API key {path} is empty; remove it to get a new one")
+        return key, False
     except FileNotFoundError:
         key = f"mn-{secrets.token_urlsafe(24)}"
         _write(path, key.encode())
         return key, True
-    except OSError as error:
-        raise SettingsError(f"the API key {path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"the API key {path} cannot be read: {error}") from error

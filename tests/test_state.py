@@ -139,3 +139,33 @@ def test_api_key_is_made_once(tmp_path: Path) -> None:
     assert is_new
     assert state.api_key(tmp_path) == (key, False)
     assert mode(tmp_path / "api.key") == 0o600
+
+
+def test_full_disk_is_one_sentence_and_leaves_what_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = state.belong(tmp_path, (), NODE, "home", now=NOW)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SettingsError, match="cannot be written: No space left"):
+        state.remember(tmp_path, mine)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mesh", "mesh.key"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe"])
+def test_damaged_api_key_is_named(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "api.key").write_bytes(damage)
+    with pytest.raises(SettingsError, match=r"api\.key"):
+        state.api_key(tmp_path)
+
+
+def test_node_file_that_is_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "node.json").mkdir()
+    with (
+        pytest.raises(SettingsError, match=r"node\.json cannot be written"),
+        state.published(tmp_path, NODE_FILE),
+    ):
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import queue
 import sys
@@ -48,8 +49,11 @@ class Sink:
     that nobody reads, must not stop the node. What does not fit its queue is dropped.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
+        """None is what Python makes of an output that was closed before it began."""
         self._stream = stream
+        if isinstance(self._stream, io.TextIOWrapper):  # a terminal may know fewer characters
+            self._stream.reconfigure(errors="backslashreplace")
         self._queue: queue.Queue[str | None] = queue.Queue(QUEUED)
         self._thread = threading.Thread(target=self._run, daemon=True, name="output")
         self._thread.start()
@@ -63,14 +67,16 @@ class Sink:
         """Nothing to do: the thread flushes what it writes."""
 
     def isatty(self) -> bool:
-        return self._stream.isatty()
+        return self._stream is not None and self._stream.isatty()
 
     def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
         return self._stream.fileno()
 
     @property
     def encoding(self) -> str:
-        return self._stream.encoding
+        return "utf-8" if self._stream is None else self._stream.encoding
 
     def close(self) -> None:
         """Waits for what is queued, a second at most."""
@@ -80,6 +86,8 @@ class Sink:
 
     def _run(self) -> None:
         while (text := self._queue.get()) is not None:
+            if self._stream is None:
+                continue
             try:
                 self._stream.write(text)
                 self._stream.flush()

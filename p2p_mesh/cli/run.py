@@ -22,6 +22,8 @@ from p2p_mesh.plugins import Plugins
 from p2p_mesh.serve import store
 from p2p_mesh.settings import Settings
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 STOP_SECONDS = 2.5
 """After a signal, everything has this long to end by itself."""
 
@@ -161,7 +163,7 @@ async def _until_signal(
     settings: Settings, models: Any, tickets: Any, plugins: Plugins, digests: Any, journal: Journal
 ) -> None:
     node = Node(settings, models, tickets, plugins, digests, journal)
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
 
             async def live() -> None:
@@ -174,6 +176,8 @@ async def _until_signal(
                 journal.info("stopping", f"{name}: stopping", signal=name)
                 _leave_by(STOP_SECONDS)
                 nursery.cancel_scope.cancel()
+    for number in SIGNALS:  # the node has stopped: whoever insists changes nothing any more
+        signal.signal(number, signal.SIG_IGN)
     journal.info("stopped", "Stopped")
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import resource
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 
+import h11
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
@@ -83,7 +85,7 @@ async def serve(
     bound: int = listeners[0].socket.getsockname()[1]
     config = _config(idle_timeout)
 
-    room = Room()
+    room = Room(most=_most_connections())
 
     async def handle(stream: trio.SocketStream) -> None:
         connection = Connection(partial(_answer, app), config, stream, write_timeout)
@@ -93,8 +95,8 @@ async def serve(
                     await connection.run()
                 else:
                     await trio.aclose_forcefully(stream)
-        except* OSError:
-            pass  # the client is gone
+        except* (OSError, h11.LocalProtocolError):
+            pass  # the client is gone, or speaks no HTTP
         except* Exception as group:  # noqa: BLE001  one connection's end is not the server's
             journal.error("http_failed", f"a connection failed: {group!r}", reason=repr(group))
 
@@ -132,6 +134,14 @@ class Room:
             self._held[address] -= 1
             if not self._held[address]:
                 del self._held[address]
+
+
+def _most_connections() -> int:
+    """A quarter of the files that this process may open: there are two ports, and the rest of the
+    node needs files too.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 4)
 
 
 def _address_of(stream: trio.SocketStream) -> str:

@@ -221,21 +221,18 @@ class Host:
         """
         if self.is_connected(peer):
             return
-        won = trio.Event()
         failures: list[str] = []
         with trio.move_on_after(DIAL_TIMEOUT):
             async with trio.open_nursery() as nursery:
+                won = nursery.cancel_scope
                 for place, address in enumerate(addresses):
                     nursery.start_soon(self._attempt, peer, address, place, won, failures)
-                nursery.start_soon(_cancel_when, won, nursery.cancel_scope)
-                if len(addresses) == 0:
-                    nursery.cancel_scope.cancel()
-        if not won.is_set():
+        if not won.cancel_called:
             tried = "; ".join(failures)[:500] or "no address answered"
             raise Unavailable(f"cannot reach {peer}: {tried}")
 
     async def _attempt(
-        self, peer: PeerId, address: str, place: int, won: trio.Event, failures: list[str]
+        self, peer: PeerId, address: str, place: int, won: trio.CancelScope, failures: list[str]
     ) -> None:
         await trio.sleep(place * DIAL_STAGGER)
         try:
@@ -243,7 +240,7 @@ class Host:
         except Exception as error:  # noqa: BLE001 - whatever a transport or an address raises
             failures.append(f"{address[:100]}: {error.__cause__ or error}"[:200])
         else:
-            won.set()
+            won.cancel()  # the other attempts are not needed any more
 
     async def drop(self, peer: PeerId) -> None:
         """Closes every connection to a peer."""
@@ -307,11 +304,6 @@ def _id(peer: PeerId) -> Any:
 
 async def _no_dial(peer: Any) -> Any:
     raise SwarmException(f"{peer} is not connected")
-
-
-async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()
 
 
 def _make(identity: Identity, transports: Sequence[Any] | None) -> Any:

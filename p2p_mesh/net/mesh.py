@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from random import Random
 from typing import Any, Protocol
 
@@ -81,6 +81,7 @@ class Network:
         self._nursery = nursery
         self._is_closing = False
         self._dialing: dict[PeerId, trio.Lock] = {}
+        self._expecting: dict[PeerId, set[trio.CancelScope]] = {}
         offences = Offences(journal)
         self._admission = Admission(
             host, ourselves, offences, clock, nursery, joined=self._joined, left=self._left
@@ -131,14 +132,31 @@ class Network:
             return member
         lock = self._dialing.setdefault(peer, trio.Lock())
         try:
+            with self._unless_it_comes(peer):
+                async with lock:
+                    await self._host.dial(peer, addresses or self._peers.addresses(peer))
             async with lock:
-                return await self._dial(peer, addresses or self._peers.addresses(peer))
+                return self.members().get(peer) or await self._prove(peer)
         finally:
             if not lock.locked() and not lock.statistics().tasks_waiting:
                 self._dialing.pop(peer, None)
 
-    async def _dial(self, peer: PeerId, addresses: Sequence[str]) -> Member:
-        await self._host.dial(peer, addresses)
+    @contextmanager
+    def _unless_it_comes(self, peer: PeerId) -> Iterator[None]:
+        """Cancels its body when the peer is admitted meanwhile: it dialed us, and was faster than
+        an address of its that answers nothing.
+        """
+        scopes = self._expecting.setdefault(peer, set())
+        with trio.CancelScope() as scope:
+            scopes.add(scope)
+            try:
+                yield
+            finally:
+                scopes.discard(scope)
+                if not scopes:
+                    self._expecting.pop(peer, None)
+
+    async def _prove(self, peer: PeerId) -> Member:
         try:
             return await self._admission.prove(peer)
         except MeshError:
@@ -200,6 +218,8 @@ class Network:
         return self._handlers.heard(data)
 
     def _joined(self, member: Member) -> None:
+        for scope in self._expecting.get(member.peer, ()):
+            scope.cancel()
         self._handlers.joined(member)
         self._peers.poke()
         self._nursery.start_soon(self._gossip.link, member.peer)

@@ -12,12 +12,14 @@ from contextlib import (
 )
 
 import msgspec
+import trio
 
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.records import Delta, InferenceRequest
 from p2p_mesh.core.routing import Candidate, Serving, catalogue, rank
 from p2p_mesh.errors import (
+    EngineDied,
     Loading,
     MeshError,
     Overloaded,
@@ -32,6 +34,9 @@ from p2p_mesh.serve.supervisor import Hosted
 
 Answer = AbstractAsyncContextManager[AsyncIterator[Delta]]
 Ask = Callable[[PeerId, InferenceRequest], Answer]
+
+END_PATIENCE = 5.0
+"""Seconds that a node has to end an answer of which all has come."""
 
 MAX_TRIES = 4
 """Nodes that one request is sent to at most, before its first delta."""
@@ -120,7 +125,7 @@ class Answers:
                     continue
                 stack.push_async_exit(attempt.pop_all())
                 return started
-        raise _worst(failures)
+        raise _worst(failures, request.model)
 
     async def _first(
         self, candidate: Candidate, request: InferenceRequest, attempt: AsyncExitStack
@@ -203,29 +208,42 @@ def _is_wrong(candidate: Candidate, failures: list[MeshError]) -> bool:
     return len(wrong) > (1 if candidate.peer is not None else 0)
 
 
-def _worst(failures: list[MeshError]) -> MeshError:
+def _worst(failures: list[MeshError], model: ModelId) -> MeshError:
     """What the client is told when no node answered: that the request is wrong, else to wait,
-    else what broke last.
+    else that nobody could, and why the last one did not.
     """
-    for kind in (RequestError, Overloaded | Loading, MeshError):
+    for kind in (RequestError, Overloaded | Loading | EngineDied):
         for error in reversed(failures):
             if isinstance(error, kind):
                 return error
-    raise AssertionError("nobody was asked")
+    last = failures[-1]
+    if type(last) is Unavailable:
+        return Unavailable(f"no node answers for {model} now: {last}", retry_after=1.0)
+    return last
 
 
 class _Started:
-    """An answer whose first delta was taken to see that it comes."""
+    """An answer whose first delta was taken to see that it comes. It ends with the delta that has
+    the usage, whatever a node may send after that.
+    """
 
     def __init__(self, first: Delta, rest: AsyncIterator[Delta]) -> None:
         self._first: Delta | None = first
         self._rest = rest
+        self._is_over = False
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self
 
     async def __anext__(self) -> Delta:
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
-        return await anext(self._rest)
+        if self._is_over:
+            with trio.move_on_after(END_PATIENCE):
+                await anext(self._rest)  # which ends it; what comes instead is dropped
+            raise StopAsyncIteration
+        delta, self._first = self._first, None
+        if delta is None:
+            delta = await anext(self._rest)
+        if delta.choice != 0:
+            raise RemoteError("an answer with a choice that was not asked for")
+        self._is_over = delta.usage is not None
+        return delta

@@ -14,6 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
@@ -72,6 +73,7 @@ class Node:
         self.journal = journal
         self.extensions = Extensions(plugins, journal)
         self.inventory = Inventory()
+        self._resources = hardware.measure(settings.memory_limit)
         self.hosted = self._host(models)
         self.answers = Answers(self.hosted, self.inventory, journal, time.time)
         self.network: Network | None = None
@@ -88,7 +90,7 @@ class Node:
         self._news = trio.Event()
 
     def _host(self, models: Sequence[ModelFile]) -> dict[str, Hosted]:
-        memory = Memory(hardware.measure(self.settings.memory_limit))
+        memory = Memory(self._resources)
         port = self.port = Port(
             self.inventory, memory, lambda: self.hosted.values(), lambda: self.network
         )
@@ -198,7 +200,9 @@ class Node:
     def measured(self) -> Resources:
         """What this node has to work with now."""
         devices = {about.device for one in self.hosted.values() if (about := one.description)}
-        now = hardware.measure(self.settings.memory_limit)
+        with suppress(OSError):  # no descriptor is free: what was measured last will do
+            self._resources = hardware.measure(self.settings.memory_limit)
+        now = self._resources
         return msgspec.structs.replace(now, device=", ".join(sorted(devices)) or now.device)
 
     def status(self) -> dict[str, Any]:

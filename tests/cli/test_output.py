@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +122,19 @@ def test_sink_writes_all_before_it_closes() -> None:
     sink.write("b")
     sink.close()
     assert stream.getvalue() == "ab"
+
+
+def test_output_that_was_closed_takes_all_and_says_nothing() -> None:
+    sink = output.Sink(None)
+    sink.write("into the void")
+    assert not sink.isatty()
+    sink.close()
+
+
+def test_character_that_the_terminal_lacks_is_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("w", encoding="ascii") as stream:
+        sink = output.Sink(stream)
+        sink.write("caf\u00e9\n")
+        sink.close()
+    assert path.read_text() == "caf\\xe9\n"

@@ -20,7 +20,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
-from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.names import PeerId, peer_id
 from p2p_mesh.errors import Unavailable
 from p2p_mesh.journal import Journal
 from p2p_mesh.net import host as host_module
@@ -29,6 +29,7 @@ from p2p_mesh.net.identity import Identity
 from p2p_mesh.testing.network import MemoryNetwork, MemoryTransport
 
 Clock = trio.testing.MockClock
+PEER = peer_id(bytes(range(32)))
 
 
 async def echo(stream: Any) -> None:
@@ -299,3 +300,12 @@ def test_libp2p_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("libp2p.network.swarm").error("a sentence")
     swarm_connection.logging.warning("another")
     assert capfd.readouterr() == ("", "")
+
+
+async def test_dial_that_every_address_refuses_fails_at_once(autojump_clock: Clock) -> None:
+    wire = MemoryNetwork()
+    async with running(wire.transport()) as host:
+        start = trio.current_time()
+        with pytest.raises(Unavailable, match="cannot reach"):
+            await host.dial(PEER, ["/ip4/10.9.9.9/tcp/1", "/ip4/10.9.9.8/tcp/1"])
+        assert trio.current_time() - start < 1

@@ -187,3 +187,22 @@ async def test_membership_ends(autojump_clock: trio.testing.MockClock) -> None:
         await trio.sleep(20)
         assert first.gone == [(second.peer_id, "its membership has ended")]
         assert not first.net.members()
+
+
+async def test_peer_that_comes_by_itself_is_not_waited_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    # Its old address answers nothing; meanwhile it dials us, and that is enough.
+    wire, mesh = MemoryNetwork(), Mesh()
+    first, second = mesh.node(), mesh.node()
+    dead = wire.transport()
+    wire.freeze(dead)
+    async with opened(first, transport=wire.transport()), trio.open_nursery() as nursery:
+        start = trio.current_time()
+        nursery.start_soon(first.net.connect, second.peer_id, [dead.address])
+        await trio.sleep(1)
+        async with opened(second, transport=wire.transport(), seeds=first.seeds()):
+            await until(lambda: first.came)
+            member = await first.net.connect(second.peer_id, [dead.address])
+            assert member.peer == second.peer_id
+            assert trio.current_time() - start < 5

@@ -214,6 +214,32 @@ async def test_answer_that_ends_before_it_began_is_a_failure() -> None:
         await case.text()
 
 
+class Scripted:
+    """Deltas, and no generator that somebody would have to close."""
+
+    def __init__(self, deltas: list[Delta]) -> None:
+        self._deltas = iter(deltas)
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        for delta in self._deltas:
+            return delta
+        raise StopAsyncIteration
+
+
+async def test_what_comes_after_the_end_is_not_passed_on() -> None:
+    said = [Delta(text="a"), LAST, Delta(text="MORE"), LAST]
+    assert await Case({"a": lambda: Scripted(said)}).text() == "a"
+
+
+async def test_choice_that_was_not_asked_for_is_a_peers_fault() -> None:
+    said = [Delta(text="a"), Delta(text="b", choice=5)]
+    with pytest.raises(RemoteError, match="not asked for"):
+        await Case({"a": lambda: Scripted(said)}).text()
+
+
 async def test_failing_peer_is_suspected_until_it_answers() -> None:
     scripts: dict[str, Script] = {"a": lambda: fails(Unavailable("gone"))}
     case = Case(scripts)

@@ -239,6 +239,8 @@ class LlamaEngine:
             return f"the chat template of {self._name} held its engine for too long"
         how = self._broken or _word_status(self._process.returncode or 0)
         last = next((line for line in reversed(self._tail) if line), "")
+        if self._process.returncode == -signal.SIGKILL:
+            last = ""  # whoever killed it did not ask it; its last line is of something else
         return f"the engine of {self._name} {how}" + (f"; its last words: {last}" if last else "")
 
     async def _wait_ready(self) -> None:

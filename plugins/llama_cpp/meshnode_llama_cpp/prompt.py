@@ -7,8 +7,8 @@ from meshnode_llama_cpp.template import CHATML, CHATML_END, Template
 from p2p_mesh.core.records import ChatPrompt, InferenceRequest, TextPrompt, TokenPrompt
 from p2p_mesh.errors import RequestError
 
-_MOST_BYTES_PER_TOKEN = 512
-"""A text with more cannot fit, and is not worth the time to find out by how much."""
+_SLICE = 4
+"""Characters for each token of the context: what is tried first of a text that is longer."""
 
 
 class Prompts:
@@ -59,13 +59,23 @@ class Prompts:
         return text
 
     def _tokenize(self, text: str, param: str) -> list[int]:
-        if len(text) > _MOST_BYTES_PER_TOKEN * self._context:
-            raise RequestError(
-                f"the prompt has {len(text)} characters, "
-                f"the model's context only {self._context} tokens",
-                param=param,
-            )
+        self._refuse_far_too_long(text, param)
         return self._check(self._model.tokenize(text), param)
+
+    def _refuse_far_too_long(self, text: str, param: str) -> None:
+        """Tries the beginning of a long text first, and ever more of it: llama.cpp's tokenizers
+        take time that grows with the square of some texts, and nobody else is answered meanwhile.
+        """
+        tried = _SLICE * self._context
+        while tried < len(text):
+            count = len(self._model.tokenize(text[:tried]))
+            if count > self._context + _SLICE:  # the cut itself may cost a token or two
+                raise RequestError(
+                    f"the prompt has more than {count} tokens, "
+                    f"the model's context is {self._context}",
+                    param=param,
+                )
+            tried *= 2
 
     def _check(self, tokens: list[int], param: str) -> list[int]:
         if not tokens:
