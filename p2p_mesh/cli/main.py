@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -85,6 +86,7 @@ def main() -> None:
 def execute(arguments: list[str]) -> int:
     try:
         result = group.main(arguments, prog_name="meshnode", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except click.Abort:
@@ -95,7 +97,19 @@ def execute(arguments: list[str]) -> int:
         return _say(error.format_message(), error.exit_code)
     except MeshError as error:
         return _say(str(error), 2 if isinstance(error, SettingsError | ModelError) else 1)
+    except OSError as error:
+        return _without_output(error)
     return result if isinstance(result, int) else 0
+
+
+def _without_output(error: OSError) -> int:
+    """Standard output cannot be written: its reader has left, or its disk is full."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())  # what is still buffered must not fail again at the end
+    os.close(nowhere)
+    if isinstance(error, BrokenPipeError):
+        return 1
+    return _say(f"the output cannot be written: {error.strerror}", 1)
 
 
 def _path(error: click.UsageError) -> str:

@@ -108,7 +108,8 @@ def json_log(stream: TextIO, clock: Callable[[], datetime] = now) -> Callable[[E
             "message": entry.message,
             **entry.fields,
         }
-        _print(stream, json.dumps(line, ensure_ascii=False))
+        with suppress(BrokenPipeError):  # nobody reads any more; the node goes on
+            _print(stream, json.dumps(line, ensure_ascii=False))
 
     return write
 
@@ -175,11 +176,8 @@ def error(message: str) -> None:
 
 
 def _print(stream: TextIO, text: str) -> None:
-    try:
-        stream.write(text + "\n")
-        stream.flush()
-    except BrokenPipeError:
-        return  # nobody reads any more
+    stream.write(text + "\n")
+    stream.flush()
 
 
 VERSION_LINE = f"meshnode {__version__}"

@@ -52,6 +52,7 @@ Examples:
     "--model",
     multiple=True,
     metavar="REF",
+    type=click.Path(),
     help="A GGUF file, or the name of a bundled model. Repeatable.",
 )
 @click.option(
@@ -102,7 +103,9 @@ Examples:
     metavar="ORIGIN",
     help="A web origin whose pages may call the API. Repeatable.",
 )
-@click.option("--log-format", metavar="pretty|json", help="How to log.  [default: pretty]")
+@click.option(
+    "--log-format", type=click.Choice(["pretty", "json"]), help="How to log.  [default: pretty]"
+)
 def command(**flags: Any) -> int:
     settings = settings_module.load(flags)
     sink = output.Sink(sys.stdout)

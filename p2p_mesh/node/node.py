@@ -28,7 +28,7 @@ from p2p_mesh.console.app import create_app as create_console
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.invite import MAX_SEEDS, Ticket, check
 from p2p_mesh.core.records import InferenceRequest, ModelFile, Resources, Role
-from p2p_mesh.errors import LocalError, UnknownModel
+from p2p_mesh.errors import LocalError, SettingsError, UnknownModel
 from p2p_mesh.front.app import create_app as create_front
 from p2p_mesh.http.guard import Policy
 from p2p_mesh.http.server import EVERYWHERE, serve
@@ -127,6 +127,7 @@ class Node:
         directory = self.settings.data_path
         with state.locked(directory):
             async with trio.open_nursery() as nursery:
+                self._check_p2p_port()
                 nursery.start_soon(self.extensions.tell)
                 await self._open_http(nursery, directory)
                 with state.published(directory, self._node_file()):
@@ -134,6 +135,12 @@ class Node:
                         nursery.start_soon(hosted.run)
                         nursery.start_soon(self._learn_digest, hosted)
                     await self._live(directory)
+
+    def _check_p2p_port(self) -> None:
+        """Raises SettingsError before anything is loaded, where the port is taken already."""
+        host, port = self.settings.p2p_host or "0.0.0.0", self.settings.p2p_port
+        if port and not _is_free(host, port):
+            raise SettingsError(f"port {port} is in use; choose another with --p2p-port")
 
     # HTTP
 
@@ -153,7 +160,6 @@ class Node:
             )
         )
         self.api_url = f"http://localhost:{port}/v1"
-        self.journal.info("api_ready", f"The API answers on {self.api_url}", api_url=self.api_url)
         page = create_console(
             self, policy=policy, token=self._token, routes=self.plugins.routes(),
             journal=self.journal,
@@ -169,6 +175,7 @@ class Node:
             )
         )
         self.console_url = f"http://localhost:{port}"
+        self.journal.info("api_ready", f"The API answers on {self.api_url}", api_url=self.api_url)
 
     def _policy(self, directory: Path) -> Policy:
         settings, key = self.settings, self.settings.api_key
@@ -331,12 +338,22 @@ class Node:
     async def _reach(self) -> None:
         """Returns when the mesh was reached and has said what it offers, or patience is over."""
         assert self.members is not None
+        assert self.belonging is not None
+        seeds = [seed.partition("/p2p/")[0] for seed in self.belonging.seeds]
+        self.journal.info("joining", f"Looking for the mesh {self.belonging.name}")
         with trio.move_on_after(JOIN_PATIENCE):
             while not self.members.connected:
                 await self._news.wait()
             with trio.move_on_after(SNAPSHOT_PATIENCE):
                 while not any(offer.peer != self.answers.me for offer in self.inventory.offers()):
                     await self._news.wait()
+        if not self.members.connected:
+            self.journal.warning(
+                "mesh_unreached",
+                f"Nobody of the mesh {self.belonging.name} answers at {', '.join(seeds)}: is that "
+                "node running, and its port open to this machine? This node goes on trying",
+                addresses=list(seeds),
+            )
 
     def _seeds(self, network: Network) -> tuple[str, ...]:
         addresses = network.addresses()[:MAX_SEEDS]

@@ -1,6 +1,9 @@
 """The command itself: help, version, and errors that are one line."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,3 +88,26 @@ def test_bad_model_files_end_with_2_before_anything_starts(
         assert execute(["run", "--model", str(path), "--data-dir", str(data_dir)]) == 2
         assert "bad.gguf cannot be used" in capsys.readouterr().err
         assert not data_dir.exists()
+
+
+@pytest.mark.parametrize("command", ["--version", "plugins", "run --help"])
+def test_output_that_cannot_be_written_is_no_traceback(command: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "p2p_mesh", *command.split()],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        1, "Error: the output cannot be written: No space left on device\n",
+    )  # fmt: skip
+
+
+def test_reader_that_leaves_is_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "p2p_mesh", "plugins"],
+        stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
