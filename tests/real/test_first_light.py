@@ -266,7 +266,9 @@ async def test_commands_find_the_running_node(tmp_path: Path) -> None:
         await node.wait("ready")
         found = await trio.to_thread.run_sync(command, "status")
         served = await status(node)
-        assert {**found, "uptime_s": 0} == {**served, "uptime_s": 0}
+        for one in (found, served):  # what changes from one moment to the next
+            del one["uptime_s"], one["resources"]["memory_free"]
+        assert found == served
         plugins = await trio.to_thread.run_sync(command, "plugins")
         assert plugins == served["plugins"]
         invite = await trio.to_thread.run_sync(command, "invite")
