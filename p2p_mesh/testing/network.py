@@ -2,7 +2,7 @@
 
 Give each host of a test a transport of the same MemoryNetwork. Under trio's autojump clock an
 hour of a mesh passes in seconds, and the same way each time. Mind that threads defeat that
-clock, and that py-libp2p reads the wall clock in places (reference: its score and rate limits).
+clock, and that py-libp2p reads the wall clock in places (its score and its rate limits).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The defects of py-libp2p 0.8.1 that host.py answers, each by its letter in the reference."""
+"""The defects of py-libp2p 0.8.1 that host.py and patches.py answer, by the letters used there."""
 
 from __future__ import annotations
 
