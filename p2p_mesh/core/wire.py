@@ -81,7 +81,10 @@ def decode(data: bytes, kind: type[T] | Any) -> T:
 
 def frame(message: object) -> bytes:
     """The message as it stands in a stream: its length, then itself."""
-    body = encode(message)
+    return framed(encode(message))
+
+
+def framed(body: bytes) -> bytes:
     return varint(len(body)) + body
 
 

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import h11
 import trio
@@ -58,12 +58,6 @@ READ_AHEAD = 4
 """Buffers read while the protocol cannot take more."""
 
 
-class Started(Protocol):
-    """A trio.TaskStatus[int], which outdated stubs that libp2p brings along do not know."""
-
-    def started(self, port: int, /) -> None: ...
-
-
 async def serve(
     app: ASGIApp,
     *,
@@ -73,7 +67,7 @@ async def serve(
     write_timeout: float = WRITE_TIMEOUT,
     idle_timeout: float = IDLE_TIMEOUT,
     journal: Journal = SILENT,
-    task_status: Started = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until cancelled; `task_status` gets the port. Port 0 is any free one.
 

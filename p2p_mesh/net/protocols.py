@@ -22,7 +22,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamError
 from p2p_mesh.core.admission import may_open
 from p2p_mesh.core.invite import Member
 from p2p_mesh.core.names import PeerId
-from p2p_mesh.core.wire import End, ErrorMessage, Frames, decode, encode, varint
+from p2p_mesh.core.wire import End, ErrorMessage, Frames, decode, encode, framed
 from p2p_mesh.errors import MeshError, RemoteError, Unavailable
 from p2p_mesh.journal import Journal
 from p2p_mesh.net.groups import bare
@@ -61,7 +61,7 @@ class Stream:
 
     async def send(self, frame: bytes) -> None:
         """Sends the body of one frame. Raises Unavailable."""
-        data = varint(len(frame)) + frame
+        data = framed(frame)
         try:
             with trio.fail_after(SEND_TIMEOUT):
                 async with self._writing:

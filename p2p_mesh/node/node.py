@@ -232,7 +232,7 @@ class Node:
         belonging = await trio.to_thread.run_sync(
             state.belong, directory, self._tickets, identity.public_key, name, time.time()
         )
-        self.belonging, self.inviter = belonging, state.Inviter(directory, belonging)
+        self.belonging = belonging
         self.role = check(belonging.credential, belonging.mesh, time.time()).role
         if self.role == "client" and self.hosted:
             self.journal.warning(
@@ -275,7 +275,7 @@ class Node:
         """Announces, listens and forgets until cancelled; says `ready` when it is."""
         assert self.belonging is not None
         assert self.members is not None
-        self._remember_port(network, directory)
+        await self._remember_port(network, directory)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expire)
             voice = Voice(identity.key, self.belonging.credential, self.belonging.mesh, time.time)
@@ -307,11 +307,12 @@ class Node:
             await trio.sleep(EXPIRY_CHECK)
             self.members.expire()
 
-    def _remember_port(self, network: Network, directory: Path) -> None:
+    async def _remember_port(self, network: Network, directory: Path) -> None:
         assert self.belonging is not None
         port = int(network.addresses()[0].rsplit("/", 1)[1])
-        self.belonging = msgspec.structs.replace(self.belonging, port=port)
-        state.remember(directory, self.belonging)
+        if port != self.belonging.port:
+            self.belonging = msgspec.structs.replace(self.belonging, port=port)
+            await trio.to_thread.run_sync(state.remember, directory, self.belonging)
         self.inviter = state.Inviter(directory, self.belonging)
 
     async def _say_ready(self, network: Network) -> None:
