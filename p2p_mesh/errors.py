@@ -5,6 +5,7 @@
     │   ├── SettingsError      a flag, a token, a settings file; the command ends with code 2
     │   ├── ModelError         a model file that nobody could load
     │   ├── RequestError       a client's request; names the field
+    │   │   └── ContextExceeded   a prompt that is longer than the model's context
     │   └── UnknownModel       no node of the mesh has it
     ├── RemoteError            a peer broke a protocol
     │   └── Refused            a peer, by the rules, wants nothing of us (or we of it)
@@ -53,6 +54,10 @@ class RequestError(LocalError):
     code = "invalid_value"
 
 
+class ContextExceeded(RequestError):
+    code = "context_length_exceeded"
+
+
 class UnknownModel(LocalError):
     code = "model_not_found"
     status = 404
@@ -88,7 +93,7 @@ class EngineDied(Unavailable):
 _BY_CODE: dict[str, type[MeshError]] = {
     kind.code: kind
     for kind in (
-        LocalError, SettingsError, ModelError, RequestError, UnknownModel,
+        LocalError, SettingsError, ModelError, RequestError, ContextExceeded, UnknownModel,
         RemoteError, Refused, Unavailable, Overloaded, Loading, EngineDied,
     )
 }  # fmt: skip

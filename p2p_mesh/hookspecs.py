@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import click
     from starlette.routing import BaseRoute
 
-    from p2p_mesh.serve.backend import Backend
+    from p2p_mesh.serve.backend import Backend, Source
+    from p2p_mesh.settings import Settings
 
 PROJECT = "meshnode"
 API_VERSION = 1
@@ -65,6 +66,11 @@ class Event:
 @_hookspec
 def meshnode_backends() -> Sequence[Backend]:  # type: ignore[empty-body]
     """The backends that this plugin brings (serve/backend.py). May not await."""
+
+
+@_hookspec
+def meshnode_sources(settings: Settings) -> Sequence[Source]:  # type: ignore[empty-body]
+    """Where else this plugin finds models, by the settings in force. May not await."""
 
 
 @_hookspec

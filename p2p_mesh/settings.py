@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TextIO
 import msgspec
 from msgspec import Meta, Struct
 
+from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import SettingsError
 
 ENVIRONMENT = "MESHNODE_"
@@ -59,6 +60,20 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     max_memory: Annotated[float, Meta(gt=0, le=2**20)] | None = None
     """GB (10^9 bytes) that all models of this node may take together."""
+    parallel: Annotated[int, Meta(ge=1, le=256)] | None = None
+    """Requests that each model answers at a time."""
+    kv_type: KvType = "f16"
+    gpu_layers: Annotated[int, Meta(ge=0, le=2**16)] | None = None
+    deterministic: bool = False
+    speculation: bool = True
+    draft: str = ""
+    """A small model that guesses tokens for the one --model."""
+    mmproj: str = ""
+    """The projector of the one --model, for images or sounds."""
+    endpoint: tuple[str, ...] = ()
+    """URLs of running OpenAI-compatible servers whose models this node offers."""
+    remote_media: bool = False
+    """Links to images in requests are fetched; never from private addresses."""
     listen: bool = False
     api_key: str = ""
     allow_host: tuple[str, ...] = ()

@@ -13,14 +13,24 @@ from msgspec import Meta, Struct
 from p2p_mesh.core.names import Digest, ModelId, RequestId
 
 Role = Literal["member", "client"]
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
+KvType = Literal["f16", "q8_0", "q4_0"]
 
 ShortText = Annotated[str, Meta(max_length=256)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
+Probability = Annotated[float, Meta(le=0)]
+"""A natural logarithm."""
+
 MAX_PROMPT_TOKENS = 2**20
 MAX_MESSAGES = 4096
+MAX_TOOLS = 128
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+MAX_BIASES = 1024
+MAX_INPUTS = 256
+"""Texts of one query; the front cuts longer lists into several."""
 
 
 class Record(Struct, frozen=True, omit_defaults=True):
@@ -42,20 +52,60 @@ class Sampling(Record, frozen=True, kw_only=True):
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    logit_bias: Annotated[
+        tuple[tuple[TokenId, Annotated[float, Meta(ge=-100, le=100)]], ...],
+        Meta(max_length=MAX_BIASES),
+    ] = ()
+    """Added to the logits of these tokens."""
+
+
+class Tool(Record, frozen=True, kw_only=True):
+    """A function that the model may call; `parameters` is a JSON schema of its arguments."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    description: str = ""
+    parameters: dict[str, Any] = {}
+    strict: bool = False
 
 
 class ChatPrompt(Record, frozen=True, kw_only=True, tag="chat"):
     """Messages as the client sent them; the engine applies the model's own template."""
 
     messages: Annotated[tuple[dict[str, Any], ...], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    """OpenAI's, with tool calls and content parts; images and sounds as data, never as links."""
+    tools: Annotated[tuple[Tool, ...], Meta(max_length=MAX_TOOLS)] = ()
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    """A named tool is `required` where `tools` holds that tool alone."""
+    parallel_tool_calls: bool = True
+    variables: dict[str, Any] = {}
+    """More of what the template sees: `reasoning_effort`, `enable_thinking`."""
 
 
 class TextPrompt(Record, frozen=True, kw_only=True, tag="text"):
     text: str
+    suffix: str = ""
+    """What follows the answer; a model takes it that was trained to fill gaps."""
 
 
 class TokenPrompt(Record, frozen=True, kw_only=True, tag="tokens"):
     tokens: Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=MAX_PROMPT_TOKENS)]
+
+
+class Resume(Record, frozen=True, kw_only=True):
+    """How far one choice of a broken answer had come: the tokens that were sampled, and how many
+    characters of each channel were delivered. The engine that goes on emits only the rest.
+    """
+
+    choice: Annotated[int, Meta(ge=0, lt=MAX_CHOICES)] = 0
+    tokens: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_PROMPT_TOKENS)] = ()
+    text: Count = 0
+    reasoning: Count = 0
+    calls: Annotated[tuple[Count, ...], Meta(max_length=1024)] = ()
+    """Of the arguments of each tool call whose name was delivered."""
+    logprobs: Count = 0
+    """How many tokens had their log-probabilities delivered."""
+    finished: bool = False
+    """The choice had its `finish`: nothing of it is left."""
 
 
 class InferenceRequest(Record, frozen=True, kw_only=True):
@@ -65,18 +115,58 @@ class InferenceRequest(Record, frozen=True, kw_only=True):
     model: Annotated[ModelId, Meta(min_length=1, max_length=256)]
     prompt: ChatPrompt | TextPrompt | TokenPrompt
     sampling: Sampling = Sampling()
-    max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
-    """Tokens of the answer at most; None: until the context is full."""
+    choices: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] = 1
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    """Tokens of a choice at most; None: until the context is full. 0 only with `echo`."""
     stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
                     Meta(max_length=16)] = ()  # fmt: skip
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    """Log-probabilities of the sampled tokens are wanted, and of so many of the likeliest."""
+    echo: bool = False
+    """The prompt comes first in the text of each choice, and in its log-probabilities."""
+    schema: dict[str, Any] | None = None
+    """A JSON schema that the text of the answer follows."""
+    resume: Annotated[tuple[Resume, ...], Meta(max_length=MAX_CHOICES)] = ()
+    """Where a broken answer is to go on; a choice that is not named begins."""
     asked_at: Count = 0
     """Unix seconds; what a template's `strftime_now` shows."""
 
 
 class Usage(Record, frozen=True, kw_only=True):
+    """Tokens of a whole answer: the prompt once, and all choices together."""
+
     prompt_tokens: Count
     completion_tokens: Count
     cached_tokens: Count = 0
+    """Of the prompt, those that were not computed but found in the KV cache."""
+    reasoning_tokens: Count = 0
+    drafted_tokens: Count = 0
+    """Tokens that speculation proposed,"""
+    accepted_tokens: Count = 0
+    """and those of them that the model would have chosen."""
+
+
+class TokenLogprob(Record, frozen=True, kw_only=True):
+    """A token and the natural logarithm of its probability, before temperature and truncation."""
+
+    token: TokenId
+    piece: Annotated[bytes, Meta(max_length=65536)] = b""
+    """What the token spells; UTF-8, perhaps in the middle of a character."""
+    logprob: Probability | None = None
+    """None for the first token of a prompt, which nothing came before."""
+    top: Annotated[tuple[tuple[TokenId, bytes, Probability], ...],
+                   Meta(max_length=MAX_LOGPROBS)] = ()  # fmt: skip
+    """The likeliest tokens in that place, falling: id, piece and logarithm."""
+
+
+class CallDelta(Record, frozen=True, kw_only=True):
+    """What a tool call grew by. The first of a call has its name; the arguments, put together,
+    are JSON.
+    """
+
+    index: Annotated[int, Meta(ge=0, lt=1024)] = 0
+    name: str = ""
+    arguments: str = ""
 
 
 class Delta(Record, frozen=True, kw_only=True):
@@ -85,11 +175,80 @@ class Delta(Record, frozen=True, kw_only=True):
     The last one of a choice has `finish`; the last of an answer has `usage`.
     """
 
-    choice: Annotated[int, Meta(ge=0, le=127)] = 0
+    choice: Annotated[int, Meta(ge=0, lt=MAX_CHOICES)] = 0
     tokens: Annotated[tuple[TokenId, ...], Meta(max_length=65536)] = ()
     text: str = ""
+    reasoning: str = ""
+    calls: Annotated[tuple[CallDelta, ...], Meta(max_length=1024)] = ()
+    logprobs: Annotated[tuple[TokenLogprob, ...], Meta(max_length=65536)] = ()
     finish: Finish | None = None
     usage: Usage | None = None
+
+
+Inputs = Annotated[
+    tuple[str | tuple[TokenId, ...], ...], Meta(min_length=1, max_length=MAX_INPUTS)
+]
+
+
+class EmbedQuery(Record, frozen=True, kw_only=True, tag="embed"):
+    """Texts (or token ids) whose vectors are wanted."""
+
+    model: Annotated[ModelId, Meta(min_length=1, max_length=256)]
+    inputs: Inputs
+
+
+class RerankQuery(Record, frozen=True, kw_only=True, tag="rerank"):
+    """How well does each document answer the question?"""
+
+    model: Annotated[ModelId, Meta(min_length=1, max_length=256)]
+    query: str
+    documents: Annotated[tuple[str, ...], Meta(min_length=1, max_length=MAX_INPUTS)]
+
+
+class TokenizeQuery(Record, frozen=True, kw_only=True, tag="tokenize"):
+    """The tokens of a text, or of a chat as the model's template writes it."""
+
+    model: Annotated[ModelId, Meta(min_length=1, max_length=256)]
+    prompt: ChatPrompt | TextPrompt
+    add_special: bool = True
+    """With the tokens that the model puts around a text."""
+    parse_special: bool = True
+    """Special tokens are recognised where their text stands."""
+    with_pieces: bool = False
+    asked_at: Count = 0
+
+
+class DetokenizeQuery(Record, frozen=True, kw_only=True, tag="detokenize"):
+    model: Annotated[ModelId, Meta(min_length=1, max_length=256)]
+    tokens: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_PROMPT_TOKENS)]
+
+
+class Vectors(Record, frozen=True, kw_only=True, tag="vectors"):
+    """One vector for each input, of length one: float32, little-endian."""
+
+    vectors: Annotated[tuple[bytes, ...], Meta(max_length=MAX_INPUTS)]
+    prompt_tokens: Count
+
+
+class Scores(Record, frozen=True, kw_only=True, tag="scores"):
+    """One score for each document, in their order; higher is better."""
+
+    scores: Annotated[tuple[float, ...], Meta(max_length=MAX_INPUTS)]
+    prompt_tokens: Count
+
+
+class Tokens(Record, frozen=True, kw_only=True, tag="tokens"):
+    tokens: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_PROMPT_TOKENS)]
+    pieces: Annotated[tuple[bytes, ...], Meta(max_length=MAX_PROMPT_TOKENS)] = ()
+
+
+class Text(Record, frozen=True, kw_only=True, tag="text"):
+    text: str
+
+
+Query = EmbedQuery | RerankQuery | TokenizeQuery | DetokenizeQuery
+"""A question that is answered at once, and whole."""
+Reply = Vectors | Scores | Tokens | Text
 
 
 class ModelFile(Record, frozen=True, kw_only=True):

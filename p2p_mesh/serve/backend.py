@@ -12,10 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from p2p_mesh.core.names import Digest, PeerId
-from p2p_mesh.core.records import Announcement, Delta, InferenceRequest, ModelFile, Resources
+from p2p_mesh.core.names import Digest, ModelId, PeerId
+from p2p_mesh.core.records import (
+    Announcement,
+    Delta,
+    InferenceRequest,
+    KvType,
+    ModelFile,
+    Query,
+    Reply,
+    Resources,
+)
 
-Capability = Literal["generate", "embed", "rerank", "forward"]
+Capability = Literal["generate", "embed", "rerank", "forward", "vision", "audio"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,18 @@ class Load:
     threads: int | None = None
     memory_limit: int | None = None
     """Bytes that weights, KV cache and compute buffers may take together."""
+    kv_type: KvType | None = None
+    """How the KV cache is stored; None: f16."""
+    gpu_layers: int | None = None
+    """Layers that are computed by GPUs; None: as many as fit."""
+    deterministic: bool = False
+    """The text for a prompt and a seed depends on nothing else that the engine does."""
+    speculation: bool = True
+    """Tokens may be guessed and verified; the answer is the same."""
+    draft: ModelFile | None = None
+    """A small model of the same vocabulary that guesses."""
+    projector: ModelFile | None = None
+    """What turns images or sounds into embeddings of this model (`mmproj`)."""
     progress: Callable[[float], None] = field(default=lambda _: None, compare=False)
     """Called with 0.0 to 1.0 while the model loads."""
 
@@ -111,7 +132,9 @@ class Mesh(Protocol):
 
 
 class Engine(Protocol):
-    """An open model. Offers those of generate, embed, rerank, forward that it declares."""
+    """An open model. `generate` is there where it declares it; `query` embeds and reranks where
+    it declares that, and tokenizes where it has a vocabulary.
+    """
 
     def describe(self) -> Description: ...
 
@@ -124,12 +147,40 @@ class Engine(Protocol):
         """
         ...
 
+    async def query(self, query: Query) -> Reply:
+        """What is answered at once: vectors, scores, tokens, text. Raises RequestError for what
+        the model cannot do or take, EngineDied if it ended.
+        """
+        ...
+
     async def wait_ended(self) -> str:
         """Returns when the engine has ended, by itself or by `close`, with the reason in words."""
         ...
 
     async def close(self) -> None:
         """Ends the engine; harmless when it has ended."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A model that a Source has; `open` gives the engine, as `Backend.open` does."""
+
+    id: ModelId
+    open: Callable[[], AbstractAsyncContextManager[Engine]] = field(compare=False)
+
+
+class Source(Protocol):
+    """Models that are no files of this node, such as those of a server that runs already."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def watch(self, offer: Callable[[Sequence[Offer]], None]) -> None:
+        """Tells, until cancelled, which models there are: all of them, whenever that changes.
+        A model that is offered is served until it is no longer offered; one whose engine ends is
+        opened again, after a pause. Raises nothing: what is out of reach is tried again.
+        """
         ...
 
 

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from p2p_mesh.core.records import Delta, InferenceRequest
+from p2p_mesh.core.records import Delta, InferenceRequest, KvType, Query, Reply
 
 MAX_FRAME = 64 * 2**20
 _HEAD = 4
@@ -28,8 +28,16 @@ class Open(Struct, frozen=True, tag="open"):
     slots: int
     threads: int
     memory_limit: int | None = None
-    exact: bool = False
-    """An answer is the same alone, in company and resumed (batching.EXACT)."""
+    kv_type: KvType = "f16"
+    gpu_layers: int | None = None
+    """None: all that fit."""
+    deterministic: bool = False
+    """An answer is the same alone, in company and resumed (scheduler.EXACT)."""
+    speculation: bool = True
+    draft: str | None = None
+    """The path of a model that guesses tokens."""
+    projector: str | None = None
+    """The path of a projector for images or sounds."""
 
 
 class Ask(Struct, frozen=True, tag="ask"):
@@ -39,7 +47,16 @@ class Ask(Struct, frozen=True, tag="ask"):
     request: InferenceRequest
 
 
+class Look(Struct, frozen=True, tag="look"):
+    """A query; its reply is one frame."""
+
+    number: int
+    query: Query
+
+
 class Cancel(Struct, frozen=True, tag="cancel"):
+    """Of an answer or a query; harmless once it has ended."""
+
     number: int
 
 
@@ -52,6 +69,7 @@ class Ready(Struct, frozen=True, tag="ready"):
 
     numerics: str
     device: str
+    capabilities: tuple[str, ...] = ("generate",)
     notes: tuple[str, ...] = ()
     """What somebody who runs this model should know, in sentences."""
 
@@ -67,6 +85,11 @@ class Answer(Struct, frozen=True, tag="answer"):
     delta: Delta
 
 
+class Replied(Struct, frozen=True, tag="replied"):
+    number: int
+    reply: Reply
+
+
 class Rejected(Struct, frozen=True, tag="rejected"):
     """The request cannot be taken; its answer ends here."""
 
@@ -76,8 +99,8 @@ class Rejected(Struct, frozen=True, tag="rejected"):
     param: str | None = None
 
 
-Command = Open | Ask | Cancel
-Report = Progress | Ready | Failed | Answer | Rejected
+Command = Open | Ask | Look | Cancel
+Report = Progress | Ready | Failed | Answer | Replied | Rejected
 
 _encoder = msgspec.msgpack.Encoder()
 

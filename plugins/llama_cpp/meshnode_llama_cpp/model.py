@@ -79,16 +79,33 @@ class Model:
         """A token as a template writes it, control tokens too; empty for -1."""
         return self._spell(token, special=True).decode(errors="replace") if token >= 0 else ""
 
-    def tokenize(self, text: str) -> list[int]:
-        """The tokens of a prompt, with those that the model puts around one. Special tokens are
-        recognised wherever they are written, also in what a client wrote: as llama-server does.
+    @property
+    def gap(self) -> tuple[int, int, int] | None:
+        """The tokens before a prefix, a suffix and the middle that is to be written between them;
+        None for a model that was not trained to fill gaps.
+        """
+        found = (
+            L.llama_vocab_fim_pre(self._vocabulary),
+            L.llama_vocab_fim_suf(self._vocabulary),
+            L.llama_vocab_fim_mid(self._vocabulary),
+        )
+        return None if min(found) < 0 else found
+
+    def is_control(self, token: int) -> bool:
+        """Whether a token is no text: a mark of the template's, mostly."""
+        return bool(L.llama_vocab_is_control(self._vocabulary, token))
+
+    def tokenize(self, text: str, *, around: bool = True, special: bool = True) -> list[int]:
+        """The tokens of a text; `around`: with those that the model puts around one; `special`:
+        special tokens are recognised wherever they are written, also in what a client wrote, as
+        llama-server does.
         """
         data = text.encode(errors="replace")
         room = len(data) // 3 + 16
         while True:
             tokens = (ctypes.c_int32 * room)()
             count: int = L.llama_tokenize(
-                self._vocabulary, data, len(data), tokens, room, True, True
+                self._vocabulary, data, len(data), tokens, room, around, special
             )
             if count >= 0:
                 return tokens[:count]

@@ -1,0 +1,3 @@
+"""Models of any running OpenAI-compatible server, as engines of this node."""
+
+meshnode_api = 1
