@@ -102,8 +102,6 @@ class Resume(Record, frozen=True, kw_only=True):
     reasoning: Count = 0
     calls: Annotated[tuple[Count, ...], Meta(max_length=1024)] = ()
     """Of the arguments of each tool call whose name was delivered."""
-    logprobs: Count = 0
-    """How many tokens had their log-probabilities delivered."""
     finished: bool = False
     """The choice had its `finish`: nothing of it is left."""
 
@@ -185,9 +183,7 @@ class Delta(Record, frozen=True, kw_only=True):
     usage: Usage | None = None
 
 
-Inputs = Annotated[
-    tuple[str | tuple[TokenId, ...], ...], Meta(min_length=1, max_length=MAX_INPUTS)
-]
+Inputs = Annotated[tuple[str | tuple[TokenId, ...], ...], Meta(min_length=1, max_length=MAX_INPUTS)]
 
 
 class EmbedQuery(Record, frozen=True, kw_only=True, tag="embed"):
@@ -262,6 +258,10 @@ class ModelFile(Record, frozen=True, kw_only=True):
     """Tokens the model was trained for; 0 where the header does not say."""
     kv_bytes_per_token: int
     """Of the KV cache, at f16: an upper bound where layers have a sliding window."""
+    window: int = 0
+    """Tokens that sliding layers see; 0 where there are none."""
+    window_bytes_per_token: int = 0
+    """Of `kv_bytes_per_token`, what the sliding layers take."""
     digest: Digest | None = None
 
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import trio
+from msgspec.structs import replace
 
 from p2p_mesh.core.gguf import Header, read_header
 from p2p_mesh.core.names import Digest, ModelId
 from p2p_mesh.core.records import ModelFile
-from p2p_mesh.core.sizing import kv_bytes_per_token
+from p2p_mesh.core.sizing import kv_bytes_per_token, sliding
 from p2p_mesh.errors import ModelError
 
 BUNDLED = Path(__file__).parent / "models"
@@ -54,6 +55,7 @@ def read(path: Path) -> ModelFile:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     except ModelError as error:
         raise ModelError(f"{path} cannot be used: {error}") from error
+    window, window_bytes = sliding(header)
     return ModelFile(
         id=ModelId(path.stem),
         path=str(path),
@@ -61,6 +63,8 @@ def read(path: Path) -> ModelFile:
         architecture=header.architecture,
         context_length=header.number("context_length"),
         kv_bytes_per_token=kv_bytes_per_token(header),
+        window=window,
+        window_bytes_per_token=window_bytes,
     )
 
 
@@ -87,15 +91,7 @@ def select(references: Sequence[str], digests: Digests) -> tuple[ModelFile, ...]
 
 def _distinct(model: ModelFile, digests: Digests) -> ModelFile:
     digest = digests.compute(Path(model.path))
-    return ModelFile(
-        id=ModelId(f"{model.id}@{digest[:8]}"),
-        path=model.path,
-        size_bytes=model.size_bytes,
-        architecture=model.architecture,
-        context_length=model.context_length,
-        kv_bytes_per_token=model.kv_bytes_per_token,
-        digest=digest,
-    )
+    return replace(model, id=ModelId(f"{model.id}@{digest[:8]}"), digest=digest)
 
 
 class Digests:

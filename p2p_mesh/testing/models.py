@@ -1,21 +1,43 @@
-"""Tiny GGUF files for tests: a llama with random weights, and files that are out to do harm.
+"""Tiny GGUF files for tests: models with random weights, and files that are out to do harm.
 
-`write_model` gives the same bytes for the same arguments. What it writes says nothing sensible,
-and says it fast: some 150,000 weights over a vocabulary of 512 pieces.
+A file has the same bytes for the same arguments. What these models write says nothing sensible,
+and says it fast: some 150,000 weights over a vocabulary of 512 pieces. There is one of each kind
+of memory that llama.cpp has, and those that only read: embedders and rerankers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import numpy as np
+from msgspec.structs import replace
 
 from p2p_mesh.core.names import ModelId
 from p2p_mesh.core.records import ModelFile
+from p2p_mesh.core.sizing import STATE_TOKENS
+from p2p_mesh.testing.vocabulary import sentence_pieces, word_pieces
+from p2p_mesh.testing.weights import (
+    KERNEL,
+    RANK,
+    SMALL,
+    STATE,
+    Kind,
+    Shape,
+    Tensors,
+    bert,
+    decoder,
+    yes_or_no,
+)
+
+__all__ = ["BOS", "CHATML", "CLS", "EOS", "GIGANTIC", "HONEST", "IM_END", "IM_START", "LOOPING",
+           "SEP", "SMALL", "WINDOW", "Kind", "Lies", "Pooling", "Shape", "describe_model",
+           "write_embedder", "write_model", "write_reranker", "write_truncated"]  # fmt: skip
+
+Pooling = Literal["mean", "cls", "last", "rank"]
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -25,22 +47,15 @@ LOOPING = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% 
 GIGANTIC = "{{ ('a' * 1000000) * 1000000 }}"
 
 BOS, EOS, IM_START, IM_END = 1, 2, 3, 4
-_WORDS = ("the", "a", "of", "and", "to", "in", "is", "it", "you", "that", "he", "was", "for", "on")
-_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    layers: int = 2
-    width: int = 64
-    heads: int = 4
-    kv_heads: int = 2
-    feed: int = 128
-    vocabulary: int = 512
-    context: int = 512
-
-
-SMALL = Shape()
+CLS, SEP = 2, 3
+"""Of the embedders' vocabulary."""
+WINDOW = 32
+"""Tokens that a sliding layer sees."""
+_ARCHITECTURES: Mapping[Kind, str] = {
+    "llama": "llama", "sliding": "gemma3", "recurrent": "mamba", "hybrid": "lfm2",
+}  # fmt: skip
+_ADDED = ("token_types.weight", "position_embd.weight")  # never multiplied
+_POOLING: Mapping[Pooling, int] = {"mean": 1, "cls": 2, "last": 3, "rank": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,34 +75,69 @@ def write_model(
     *,
     seed: int = 0,
     shape: Shape = SMALL,
+    kind: Kind = "llama",
     template: str | None = CHATML,
     endless: bool = False,
     wide: bool = False,
+    pooling: Pooling | None = None,
     lies: Lies = HONEST,
 ) -> ModelFile:
-    """A llama with random weights, whose answers end by chance, or do not (`endless`).
-    The weights are Q8_0, or F64 (`wide`), which llama.cpp cannot compute with.
+    """A model with random weights, whose answers end by chance, or do not (`endless`).
+    The weights are Q8_0, or F64 (`wide`), which llama.cpp cannot compute with. One with `pooling`
+    says of itself that it gives vectors.
     """
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, _ARCHITECTURES[kind])
     _add_header(writer, shape, lies)
+    _add_kind(writer, shape, kind)
     _add_vocabulary(writer, shape.vocabulary)
+    if pooling is not None:
+        writer.add_pooling_type(gguf.PoolingType(_POOLING[pooling]))
+        writer.add_add_eos_token(True)
     if template is not None:
         writer.add_chat_template(template)
-    for name, data in _tensors(shape, np.random.default_rng(seed)):
-        if endless and name == "output.weight":
-            data[[EOS, IM_END]] = 0  # never the likeliest, nor among the 40 likeliest
-        if wide:
-            writer.add_tensor(name, data.astype(np.float64))
-        elif data.ndim == 1:
-            writer.add_tensor(name, data)
-        else:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return describe_model(path, shape)
+    tensors = decoder(shape, kind, seed)
+    if endless:
+        tensors = _endless(tensors)
+    if wide:
+        tensors = ((name, data.astype(np.float64)) for name, data in tensors)
+    _write(writer, tensors)
+    return describe_model(path, shape, kind)
+
+
+def write_embedder(
+    path: Path, *, seed: int = 0, shape: Shape = SMALL, pooling: Pooling = "mean"
+) -> ModelFile:
+    """A BERT with random weights and a WordPiece vocabulary that spells any ASCII text; with the
+    pooling `rank` it is a cross-encoder, which scores a pair of texts.
+    """
+    writer = gguf.GGUFWriter(path, "bert")
+    _add_header(writer, shape, HONEST)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType(_POOLING[pooling]))
+    if pooling == "rank":
+        writer.add_classifier_output_labels(["LABEL_0"])
+    _add_word_pieces(writer, shape.vocabulary)
+    _write(writer, bert(shape, seed, ranks=pooling == "rank"))
+    return _describe(path, shape, "bert", 0)
+
+
+def write_reranker(
+    path: Path, *, seed: int = 0, shape: Shape = SMALL, template: str | None = None
+) -> ModelFile:
+    """A decoder that says yes or no of a pair of texts, in the manner of Qwen3's rerankers."""
+    writer = gguf.GGUFWriter(path, "qwen3")
+    _add_header(writer, shape, HONEST)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head)
+    writer.add_value_length(shape.head)
+    writer.add_pooling_type(gguf.PoolingType.RANK)
+    writer.add_classifier_output_labels(["yes", "no"])
+    _add_vocabulary(writer, shape.vocabulary)
+    if template is not None:
+        writer.add_string("tokenizer.chat_template.rerank", template)
+    _write(writer, yes_or_no(shape, seed))
+    return _describe(path, shape, "qwen3", shape.layers)
 
 
 def write_truncated(path: Path, *, keep: float = 0.5) -> ModelFile:
@@ -98,17 +148,57 @@ def write_truncated(path: Path, *, keep: float = 0.5) -> ModelFile:
     return describe_model(path, SMALL)
 
 
-def describe_model(path: Path, shape: Shape) -> ModelFile:
+def describe_model(path: Path, shape: Shape, kind: Kind = "llama") -> ModelFile:
     """What reading the header of a written model would give."""
-    head = shape.width // shape.heads
+    attending = {"recurrent": 0, "hybrid": shape.layers // 2}.get(kind, shape.layers)
+    described = _describe(path, shape, _ARCHITECTURES[kind], attending)
+    state = {"recurrent": 2 * (KERNEL - 1 + STATE), "hybrid": KERNEL - 2}.get(kind, 0) * shape.width
+    sliding = (shape.layers + 1) // 2 if kind == "sliding" else 0
+    share = -(-state * 4 * (shape.layers - attending) // STATE_TOKENS)
+    return replace(
+        described,
+        kv_bytes_per_token=described.kv_bytes_per_token + share,
+        window=WINDOW if sliding else 0,
+        window_bytes_per_token=2 * 2 * shape.kv_width * sliding,
+    )
+
+
+def _describe(path: Path, shape: Shape, architecture: str, attending: int) -> ModelFile:
+    """`attending`: how many layers keep keys and values of each token."""
     return ModelFile(
         id=ModelId(path.stem),
         path=str(path),
         size_bytes=path.stat().st_size,
-        architecture="llama",
+        architecture=architecture,
         context_length=shape.context,
-        kv_bytes_per_token=2 * 2 * shape.layers * shape.kv_heads * head,
+        kv_bytes_per_token=2 * 2 * shape.kv_width * attending,
     )
+
+
+def _endless(tensors: Tensors) -> Tensors:
+    for name, data in tensors:
+        if name == "output.weight":
+            data[[EOS, IM_END]] = 0  # never the likeliest, nor among the 40 likeliest
+        yield name, data
+
+
+def _write(writer: Any, tensors: Tensors) -> None:
+    for name, data in tensors:
+        _add_tensor(writer, name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tensor(writer: Any, name: str, data: Any) -> None:
+    """Matrices as Q8_0 where their rows make whole blocks; float32 is what all else must be."""
+    plain = data.ndim == 1 or data.shape[1] % 32 or name in _ADDED
+    if data.dtype == np.float32 and not plain:
+        kind = gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
+    else:
+        writer.add_tensor(name, data)
 
 
 def _add_header(writer: Any, shape: Shape, lies: Lies) -> None:
@@ -119,30 +209,33 @@ def _add_header(writer: Any, shape: Shape, lies: Lies) -> None:
     writer.add_block_count(shape.layers if lies.layers is None else lies.layers)
     writer.add_feed_forward_length(shape.feed)
     writer.add_head_count(heads)
-    writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(shape.width // shape.heads)
+    writer.add_rope_dimension_count(shape.head)
     writer.add_vocab_size(shape.vocabulary if lies.vocabulary is None else lies.vocabulary)
 
 
-def _pieces(count: int) -> Iterator[tuple[str, int]]:
-    """An SPM vocabulary: any text can be spelled with it, byte by byte if need be."""
-    yield "<unk>", _UNKNOWN
-    for control in ("<s>", "</s>", "<|im_start|>", "<|im_end|>"):
-        yield control, _CONTROL
-    for byte in range(256):
-        yield f"<0x{byte:02X}>", _BYTE
-    for letter in map(chr, (0x2581, *range(33, 127))):
-        yield letter, _NORMAL
-    for word in _WORDS:
-        yield f"\u2581{word}", _NORMAL
-    for number in range(count):
-        yield f"\u2581w{number}", _NORMAL
+def _add_kind(writer: Any, shape: Shape, kind: Kind) -> None:
+    """What the header says of the memory."""
+    odd = [layer % 2 for layer in range(shape.layers)]
+    writer.add_head_count_kv([shape.kv_heads * one for one in odd] if kind == "hybrid"
+                             else shape.kv_heads)  # fmt: skip
+    match kind:
+        case "sliding":
+            writer.add_key_length(shape.head)
+            writer.add_value_length(shape.head)
+            writer.add_sliding_window(WINDOW)
+            writer.add_sliding_window_pattern([not one for one in odd])
+        case "recurrent":
+            writer.add_ssm_conv_kernel(KERNEL)
+            writer.add_ssm_inner_size(2 * shape.width)
+            writer.add_ssm_state_size(STATE)
+            writer.add_ssm_time_step_rank(RANK)
+        case "hybrid":
+            writer.add_shortconv_l_cache(KERNEL - 1)
 
 
 def _add_vocabulary(writer: Any, count: int) -> None:
-    pieces, kinds = zip(*(piece for piece, _ in zip(_pieces(count), range(count), strict=False)),
-                        strict=True)  # fmt: skip
+    pieces, kinds = zip(*sentence_pieces(count), strict=True)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(pieces)
     writer.add_token_scores([-float(place) for place in range(count)])
@@ -153,25 +246,14 @@ def _add_vocabulary(writer: Any, count: int) -> None:
     writer.add_add_bos_token(True)
 
 
-def _tensors(shape: Shape, random: np.random.Generator) -> Iterator[tuple[str, Any]]:
-    """Names and float32 values, in the layout of the llama architecture."""
-    width, kv_width = shape.width, shape.width // shape.heads * shape.kv_heads
-
-    def matrix(rows: int, columns: int) -> Any:
-        scale = np.float32(columns**-0.5)
-        return random.standard_normal((rows, columns), dtype=np.float32) * scale
-
-    yield "token_embd.weight", matrix(shape.vocabulary, width) * np.float32(width**0.5)
-    yield "output_norm.weight", np.ones(width, np.float32)
-    yield "output.weight", matrix(shape.vocabulary, width) * np.float32(3)
-    for layer in range(shape.layers):
-        block = f"blk.{layer}."
-        yield block + "attn_norm.weight", np.ones(width, np.float32)
-        yield block + "attn_q.weight", matrix(width, width)
-        yield block + "attn_k.weight", matrix(kv_width, width)
-        yield block + "attn_v.weight", matrix(kv_width, width)
-        yield block + "attn_output.weight", matrix(width, width)
-        yield block + "ffn_norm.weight", np.ones(width, np.float32)
-        yield block + "ffn_gate.weight", matrix(shape.feed, width)
-        yield block + "ffn_up.weight", matrix(shape.feed, width)
-        yield block + "ffn_down.weight", matrix(width, shape.feed)
+def _add_word_pieces(writer: Any, count: int) -> None:
+    pieces, kinds = zip(*word_pieces(count), strict=True)
+    writer.add_tokenizer_model("bert")
+    writer.add_token_type_count(2)
+    writer.add_token_list(pieces)
+    writer.add_token_types(kinds)
+    writer.add_pad_token_id(0)
+    writer.add_unk_token_id(1)
+    writer.add_bos_token_id(CLS)
+    writer.add_sep_token_id(SEP)
+    writer.add_mask_token_id(4)

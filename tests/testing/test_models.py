@@ -3,9 +3,39 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
+from meshnode_llama_cpp.library import L, start
+from meshnode_llama_cpp.model import Model
 
-from p2p_mesh.testing.models import CHATML, Lies, Shape, write_model, write_truncated
+from p2p_mesh.core.records import ModelFile
+from p2p_mesh.serve.store import read
+from p2p_mesh.testing.models import (
+    CHATML,
+    WINDOW,
+    Kind,
+    Lies,
+    Pooling,
+    Shape,
+    write_embedder,
+    write_model,
+    write_reranker,
+    write_truncated,
+)
+
+KINDS: list[Kind] = ["llama", "sliding", "recurrent", "hybrid"]
+
+
+def logits(model: Model, tokens: list[int]) -> np.ndarray:
+    """What a model says after those tokens."""
+    params = L.llama_context_default_params()
+    params.n_ctx, params.n_threads, params.n_threads_batch = 256, 1, 1
+    context = L.llama_init_from_model(model.handle, params)
+    array = (L.llama_token * len(tokens))(*tokens)
+    assert L.llama_decode(context, L.llama_batch_get_one(array, len(tokens))) == 0
+    found = np.ctypeslib.as_array(L.llama_get_logits_ith(context, -1), (512,)).copy()
+    L.llama_free(context)
+    return found
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
@@ -53,3 +83,58 @@ def test_an_endless_model_gives_its_ends_no_weight(tmp_path: Path) -> None:
 def test_a_truncated_file_is_shorter(tmp_path: Path) -> None:
     whole, cut = write_model(tmp_path / "a"), write_truncated(tmp_path / "b", keep=0.25)
     assert cut.size_bytes == whole.size_bytes // 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_of_every_memory_load_and_remember(tmp_path: Path, kind: Kind) -> None:
+    start()
+    path = write_model(tmp_path / "tiny.gguf", kind=kind).path
+    model = Model(path, name="tiny", progress=lambda _: None)
+    tail = list(range(300, 420))
+    first, other = (logits(model, [token, *tail]) for token in (10, 11))
+    assert np.isfinite(first).all()
+    assert np.abs(first - other).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts"),
+    [("llama", (0, False, False)), ("sliding", (WINDOW, False, False)),
+     ("recurrent", (0, True, False)), ("hybrid", (0, False, True))],
+)  # fmt: skip
+def test_llama_cpp_sees_the_memory_that_was_meant(
+    tmp_path: Path, kind: Kind, facts: tuple[int, bool, bool]
+) -> None:
+    start()
+    path = write_model(tmp_path / "tiny.gguf", kind=kind).path
+    handle = Model(path, name="tiny", progress=lambda _: None).handle
+    found = (L.llama_model_n_swa(handle), L.llama_model_is_recurrent(handle),
+             L.llama_model_is_hybrid(handle))  # fmt: skip
+    assert found == facts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [Shape(), Shape(layers=5, width=128, heads=4)])
+def test_a_description_is_what_the_header_says(tmp_path: Path, kind: Kind, shape: Shape) -> None:
+    found = write_model(tmp_path / "tiny.gguf", kind=kind, shape=shape)
+    assert found == read(tmp_path / "tiny.gguf")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "rank"])
+def test_an_embedder_describes_itself(tmp_path: Path, pooling: Pooling) -> None:
+    found = write_embedder(tmp_path / "tiny.gguf", pooling=pooling)
+    assert found == read(tmp_path / "tiny.gguf")
+    assert (found.architecture, found.kv_bytes_per_token) == ("bert", 0)
+
+
+def test_a_reranker_describes_itself(tmp_path: Path) -> None:
+    found: ModelFile = write_reranker(tmp_path / "tiny.gguf", template="{query} {document}")
+    assert found == read(tmp_path / "tiny.gguf")
+    names = {tensor.name for tensor in gguf.GGUFReader(tmp_path / "tiny.gguf").tensors}
+    assert "cls.output.weight" in names
+    assert "output.weight" not in names
+
+
+def test_a_decoder_can_say_that_it_embeds(tmp_path: Path) -> None:
+    write_model(tmp_path / "tiny.gguf", pooling="last")
+    fields = gguf.GGUFReader(tmp_path / "tiny.gguf").fields
+    assert fields["llama.pooling_type"].contents() == 3

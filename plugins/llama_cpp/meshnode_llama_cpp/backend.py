@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from meshnode_llama_cpp.engine import LlamaEngine, run_engine
-from p2p_mesh.core.records import ModelFile, Resources
+from meshnode_llama_cpp.memory import BITS, STEP, need
+from p2p_mesh.core.records import KvType, Resources
 from p2p_mesh.errors import ModelError
 from p2p_mesh.serve.backend import Fit, Load, Mesh, Refusal
 
@@ -19,19 +21,12 @@ MOST_CONTEXT = 8192
 LEAST_CONTEXT = 512
 MOST_SLOTS = 4
 _SEQUENCES, _POSITIONS = 256, 2**31 - 1
-_STEP = 256  # llama.cpp rounds a context up to it
-_PROCESS = 96 * 2**20  # Python, libraries, small buffers
-_MOST_COMPUTE = 2**30
 
 
 class LlamaCpp:
     """Whole models, in any GGUF that llama.cpp loads."""
 
     name = "llama_cpp"
-
-    def __init__(self, *, exact: bool = False) -> None:
-        """`exact`: an answer is the same alone, in company and resumed; prompts are read slower."""
-        self._exact = exact
 
     def assess(self, load: Load, resources: Resources) -> Fit | Refusal:
         available = resources.memory_free
@@ -45,64 +40,81 @@ class LlamaCpp:
         plan = fit(load, load.memory_limit)
         if isinstance(plan, Refusal):
             raise ModelError(f"{plan.reason} {plan.advice}".strip())
-        async with run_engine(load, plan, exact=self._exact) as engine:
+        async with run_engine(load, plan) as engine:
             yield engine
 
 
 def fit(load: Load, available: int | None) -> Fit | Refusal:
     """The largest default that fits, the context before the slots; None: memory is no question."""
+    if refusal := _impossible(load):
+        return refusal
+    context = _wanted(load)
+    for slots in [load.slots] if load.slots else range(MOST_SLOTS, 0, -1):
+        taken = need(load, context, slots)
+        if available is None or taken <= available:
+            return Fit(context=context, slots=slots, memory_bytes=taken)
+    least = load.slots or 1
+    longest = _longest(load, least, available or 0)
+    if load.context is None and longest >= LEAST_CONTEXT:
+        return Fit(context=longest, slots=least, memory_bytes=need(load, longest, least))
+    return _too_large(load, available or 0, longest)
+
+
+def _wanted(load: Load) -> int:
+    return load.context or min(load.model.context_length or MOST_CONTEXT, MOST_CONTEXT)
+
+
+def _impossible(load: Load) -> Refusal | None:
+    """What no amount of memory would help."""
     model, trained = load.model, load.model.context_length
     if load.context is not None and 0 < trained < load.context:
         return Refusal(
             f"{model.id} was trained for a context of {trained} tokens, not {load.context}.",
             f"Ask for {trained} or fewer.",
         )
-    context = load.context or min(trained or MOST_CONTEXT, MOST_CONTEXT)
-    if (load.slots or 1) > _SEQUENCES or context * (load.slots or 1) > _POSITIONS:
+    slots = load.slots or 1
+    if slots > _SEQUENCES or _wanted(load) * slots > _POSITIONS:
         return Refusal(
             f"llama.cpp holds {_SEQUENCES} slots and {_POSITIONS} tokens at most.",
             "Ask for fewer slots, or a shorter context.",
         )
-    for slots in [load.slots] if load.slots else range(MOST_SLOTS, 0, -1):
-        need = memory(model, context, slots)
-        if available is None or need <= available:
-            return Fit(context=context, slots=slots, memory_bytes=need)
-    least = load.slots or 1
-    longest = _longest(model, least, available or 0)
-    if load.context is None and longest >= LEAST_CONTEXT:
-        return Fit(context=longest, slots=least, memory_bytes=memory(model, longest, least))
-    return _too_large(load, context, available or 0, longest)
+    return None
 
 
-def memory(model: ModelFile, context: int, slots: int) -> int:
-    """Bytes for weights, KV cache and compute buffers; the last are an estimate."""
-    compute = _PROCESS + min(model.size_bytes // 16, _MOST_COMPUTE)
-    return model.size_bytes + compute + model.kv_bytes_per_token * context * slots
-
-
-def _longest(model: ModelFile, slots: int, available: int) -> int:
+def _longest(load: Load, slots: int, available: int) -> int:
     """The longest context that fits, a multiple of what llama.cpp rounds to."""
-    room = available - memory(model, 0, slots)
-    if room <= 0:
-        return 0
-    most = min(model.context_length or MOST_CONTEXT, MOST_CONTEXT)
-    each = max(1, model.kv_bytes_per_token * slots)
-    return min(room // each, most) // _STEP * _STEP
-
-
-def _too_large(load: Load, context: int, available: int, longest: int) -> Refusal:
-    slots = load.slots or 1
-    need = memory(load.model, context, slots)
-    reason = (
-        f"{load.model.id} needs {_gigabytes(need)} GB for a context of {context} tokens"
-        f"{f' in {slots} slots' if slots > 1 else ''}; {_gigabytes(available)} GB are free."
+    steps = range(_wanted(load) // STEP + 1)
+    # What is needed grows with the context, so the first that is too long is found by halves.
+    return STEP * max(
+        0, bisect_right(steps, available, key=lambda step: need(load, step * STEP, slots)) - 1
     )
-    if longest >= LEAST_CONTEXT:
-        return Refusal(reason, f"A context of {longest} tokens would fit.")
-    if slots > 1:
-        return Refusal(reason, "Fewer slots would need less.")
-    least = memory(load.model, LEAST_CONTEXT, 1)
+
+
+def _too_large(load: Load, available: int, longest: int) -> Refusal:
+    """What is wanted and what there is, and all that would help, with numbers."""
+    slots, context = load.slots or 1, _wanted(load)
+    reason = (
+        f"{load.model.id} needs {_gigabytes(need(load, context, slots))} GB for a context of "
+        f"{context} tokens{f' in {slots} slots' if slots > 1 else ''}; "
+        f"{_gigabytes(available)} GB are free."
+    )
+    ways = [f"a context of {longest} tokens"] if longest >= LEAST_CONTEXT else []
+    ways += [
+        f"the KV type {kind} ({_gigabytes(need(load, context, slots, kind))} GB)"
+        for kind in _smaller(load)
+        if need(load, context, slots, kind) <= available
+    ]
+    if slots > 1 and need(load, context, 1) <= available:
+        ways.append(f"fewer slots (one: {_gigabytes(need(load, context, 1))} GB)")
+    if ways:
+        return Refusal(reason, f"Would fit: {', or '.join(ways)}.")
+    least = min(need(load, LEAST_CONTEXT, 1, kind) for kind in BITS)
     return Refusal(reason, f"No less than {_gigabytes(least)} GB will do.")
+
+
+def _smaller(load: Load) -> list[KvType]:
+    """The KV types that take less than the one that is wanted."""
+    return [kind for kind in BITS if BITS[kind] < BITS[load.kv_type or "f16"]]
 
 
 def _gigabytes(count: int) -> str:
