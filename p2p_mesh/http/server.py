@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import resource
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import h11
@@ -38,6 +38,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from p2p_mesh.errors import SettingsError
 from p2p_mesh.journal import Journal
+
+Write = Callable[[bytes], Awaitable[None]]
 
 SILENT = Journal()
 
@@ -82,7 +84,7 @@ async def serve(
     room = Room(most=_most_connections())
 
     async def handle(stream: trio.SocketStream) -> None:
-        connection = Connection(partial(_answer, app), config, stream, write_timeout)
+        connection = Connection(app, config, stream, write_timeout)
         try:
             with room.taken_by(stream) as is_free:
                 if is_free:
@@ -204,17 +206,30 @@ def why_not(number: int | None, host: str, port: int, flag: str) -> str:
     return f"port {port} on {host} cannot be opened: {errno.errorcode.get(number or 0, number)}"
 
 
-async def _answer(app: ASGIApp, scope: Scope, receive: Receive, send: Send, *_: Any) -> None:
-    exchange = Exchange(receive, send)
-    await app(scope, exchange.receive, exchange.send)
+def is_chunked(scope: Scope, head: Message) -> bool:
+    """Whether the body of that response goes out in chunks (RFC 9112, section 7.1)."""
+    return (
+        scope.get("http_version") == "1.1"
+        and scope.get("method") != "HEAD"
+        and head["status"] == 200
+        and all(name.lower() != b"content-length" for name, _ in head.get("headers", ()))
+    )
 
 
 class Exchange:
-    """One request and its response, as the application sees them."""
+    """One request and its response, as the application sees them.
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    A chunk of a stream is written as it stands: the state of the protocol machine is the same
+    before and after one, and taking it through there is most of what a token costs a node.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, write: Write) -> None:
+        self._scope = scope
         self._receive = receive
         self._send = send
+        self._write = write
+        self._head: Message = {}
+        self._is_chunked = False
         self._is_ending = False
         self._ended = trio.Event()
 
@@ -227,8 +242,9 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        if message["type"] != "http.response.body" or message.get("more_body", False):
-            await self._send(message)
+        is_body = message["type"] == "http.response.body"
+        if not is_body or message.get("more_body", False):
+            await self._grow(message, message.get("body", b"") if is_body else b"")
             return
         self._is_ending = True
         async with trio.open_nursery() as nursery:
@@ -236,6 +252,17 @@ class Exchange:
             await self._send(message)
             nursery.cancel_scope.cancel()
         self._ended.set()
+
+    async def _grow(self, message: Message, body: bytes) -> None:
+        if self._is_chunked and body:
+            await self._write(b"%x\r\n%b\r\n" % (len(body), body))
+            return
+        await self._send(message)
+        # The head goes out with the first body: only what comes after that is a chunk alone.
+        if message["type"] == "http.response.start":
+            self._head = message
+        elif body:
+            self._is_chunked = is_chunked(self._scope, self._head)
 
     async def _drain(self) -> None:
         while True:
@@ -253,11 +280,12 @@ class Connection:
     """A client's connection, from its first byte to its close."""
 
     def __init__(
-        self, app: Any, config: Config, stream: trio.SocketStream, write_timeout: float
+        self, app: ASGIApp, config: Config, stream: trio.SocketStream, write_timeout: float
     ) -> None:
         self._app = app
         self._config = config
         self._stream = stream
+        self._descriptor = stream.socket.fileno()
         self._write_timeout = write_timeout
         self._sending = trio.Lock()
         self._idle = TrioSingleTask()
@@ -268,11 +296,15 @@ class Connection:
     async def run(self) -> None:
         async with TaskGroup() as self._tasks:
             self._protocol = Http1(
-                self._app, self._config, WorkerContext(None), self._tasks, {}, False,
+                self._answer, self._config, WorkerContext(None), self._tasks, {}, False,
                 *self._addresses(), self._handle,
             )  # fmt: skip
             await self._restart_idle()
             await self._read()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, *_: Any) -> None:
+        exchange = Exchange(scope, receive, send, self._write)
+        await self._app(scope, exchange.receive, exchange.send)
 
     def _addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:
         client, server = self._stream.socket.getpeername(), self._stream.socket.getsockname()
@@ -310,6 +342,20 @@ class Connection:
                 await self._idle.stop()
 
     async def _write(self, data: bytes) -> None:
+        """Mostly at once: what the system takes needs no deadline and no turn of the loop."""
+        if not self._sending.locked():
+            data = data[self._write_now(data) :]
+        if data:
+            await self._write_all(data)
+
+    def _write_now(self, data: bytes) -> int:
+        """How many bytes the system took."""
+        try:
+            return os.write(self._descriptor, data) if self._stream.socket.fileno() >= 0 else 0
+        except OSError:  # it is full, or the client is gone: writing in earnest tells which
+            return 0
+
+    async def _write_all(self, data: bytes) -> None:
         is_whole = False
         async with self._sending:
             try:

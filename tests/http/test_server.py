@@ -3,6 +3,7 @@
 import errno
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 from starlette.types import Message
@@ -21,8 +22,16 @@ class Hypercorn:
         self._put, self._get = trio.open_memory_channel[Message](max(queued, 1))
         self.receive = self._get.receive
         self.is_sent = False
+        self.sent: list[Message] = []
+        self.written: list[bytes] = []
         for _ in range(queued):
             self._put.send_nowait({"type": "http.request", "body": b"x", "more_body": True})
+
+    async def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    async def take(self, message: Message) -> None:
+        self.sent.append(message)
 
     async def send(self, message: Message) -> None:
         await self._put.send({"type": "http.disconnect"})
@@ -34,7 +43,7 @@ async def test_disconnect_is_told_after_the_last_send(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     hypercorn = Hypercorn()
-    exchange = Exchange(hypercorn.receive, hypercorn.send)
+    exchange = Exchange({}, hypercorn.receive, hypercorn.send, hypercorn.write)
     async with trio.open_nursery() as nursery:
 
         @nursery.start_soon
@@ -50,10 +59,46 @@ async def test_unread_body_does_not_hold_the_last_send(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     hypercorn = Hypercorn(queued=10)
-    exchange = Exchange(hypercorn.receive, hypercorn.send)
+    exchange = Exchange({}, hypercorn.receive, hypercorn.send, hypercorn.write)
     with trio.fail_after(5):
         await exchange.send(FINAL)
     assert (await exchange.receive())["type"] == "http.disconnect"
+
+
+def body(data: bytes) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": True}
+
+
+def head(*headers: tuple[bytes, bytes]) -> Message:
+    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+async def test_chunks_after_the_first_are_written_as_they_stand() -> None:
+    hypercorn, scope = Hypercorn(), {"http_version": "1.1", "method": "POST"}
+    exchange = Exchange(scope, hypercorn.receive, hypercorn.take, hypercorn.write)
+    for message in (head(), body(b"first"), body(b"second, of 21 bytes.."), body(b"")):
+        await exchange.send(message)
+    assert hypercorn.sent == [head(), body(b"first"), body(b"")]
+    assert hypercorn.written == [b"15\r\nsecond, of 21 bytes..\r\n"]
+
+
+@pytest.mark.parametrize(
+    ("version", "method", "headers"),
+    [
+        ("1.0", "POST", ()),
+        ("1.1", "HEAD", ()),
+        ("1.1", "GET", ((b"Content-Length", b"3"),)),
+    ],
+)
+async def test_what_has_no_chunks_goes_through_the_machine(
+    version: str, method: str, headers: tuple[tuple[bytes, bytes], ...]
+) -> None:
+    hypercorn, scope = Hypercorn(), {"http_version": version, "method": method}
+    exchange = Exchange(scope, hypercorn.receive, hypercorn.take, hypercorn.write)
+    for message in (head(*headers), body(b"a"), body(b"b")):
+        await exchange.send(message)
+    assert len(hypercorn.sent) == 3
+    assert hypercorn.written == []
 
 
 def test_reason_names_the_flag() -> None:
