@@ -6,6 +6,7 @@ A change here is a change of a protocol: it needs a new version of it.
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,28 @@ from p2p_mesh.core.invite import join, make_invite, public_bytes, read_token
 from p2p_mesh.core.names import Digest, ModelId, RequestId, mesh_id, peer_id
 from p2p_mesh.core.records import (
     Announcement,
+    CallDelta,
     ChatPrompt,
     Delta,
+    DetokenizeQuery,
+    EmbedQuery,
     InferenceRequest,
+    RerankQuery,
     Resources,
+    Resume,
     Sampling,
+    Scores,
     ServedModel,
+    Text,
+    TextPrompt,
+    TokenizeQuery,
+    TokenLogprob,
+    Tokens,
+    Tool,
     Usage,
+    Vectors,
 )
-from p2p_mesh.core.wire import Ask, Cancel, End, ErrorMessage, Grew, encode, frame
+from p2p_mesh.core.wire import Ask, Cancel, End, ErrorMessage, Found, Grew, Look, encode, frame
 from p2p_mesh.errors import Overloaded
 
 FOLDER = Path(__file__).parents[1] / "specs" / "vectors"
@@ -110,7 +124,70 @@ def inference() -> dict[str, Any]:
         "cancel_frame": frame(Cancel()).hex(),
         "error_frame": frame(ErrorMessage.of(Overloaded("full", retry_after=2.0))).hex(),
         "end_frame": frame(End()).hex(),
+        **_asked_for_more(),
+        **_queries(),
     }
+
+
+def _asked_for_more() -> dict[str, str]:
+    """An answer of two choices, with tools and log-probabilities, that broke off and goes on."""
+    request = InferenceRequest(
+        id=RequestId("chatcmpl-2"),
+        model=ModelId("tiny"),
+        prompt=ChatPrompt(
+            messages=({"role": "user", "content": [{"type": "text", "text": "hello"}]},),
+            tools=(Tool(name="now", parameters={"type": "object"}, strict=True),),
+            tool_choice="required",
+            parallel_tool_calls=False,
+            variables={"enable_thinking": True},
+        ),
+        sampling=Sampling(logit_bias=((15043, -100.0),)),
+        choices=2,
+        logprobs=1,
+        resume=(
+            Resume(tokens=(1, 2), text=3, reasoning=4, calls=(5,)),
+            Resume(choice=1, finished=True),
+        ),
+    )
+    spelled = TokenLogprob(token=9, piece=b"\xc3", logprob=-0.5, top=((9, b"\xc3", -0.5),))
+    deltas = (
+        Delta(tokens=(9,), reasoning="so", logprobs=(spelled,)),
+        Delta(choice=1, calls=(CallDelta(name="now", arguments="{"),)),
+        Delta(choice=1, finish="tool_calls"),
+        Delta(finish="stop", usage=Usage(prompt_tokens=9, completion_tokens=3, reasoning_tokens=1)),
+    )
+    filled = InferenceRequest(
+        id=RequestId("cmpl-3"),
+        model=ModelId("tiny"),
+        prompt=TextPrompt(text="def f(", suffix="return x"),
+        max_tokens=0,
+        echo=True,
+        schema={"type": "object"},
+    )
+    return {
+        "ask_choices_frame": frame(Ask(request=request)).hex(),
+        "delta_choices_frame": frame(Grew(deltas=deltas)).hex(),
+        "ask_text_frame": frame(Ask(request=filled)).hex(),
+    }
+
+
+def _queries() -> dict[str, str]:
+    model = ModelId("tiny")
+    messages = {
+        "look_embed": Look(query=EmbedQuery(model=model, inputs=("hello", (15043,)))),
+        "found_vectors": Found(
+            reply=Vectors(vectors=(struct.pack("<2f", 0.6, 0.8),) * 2, prompt_tokens=3)
+        ),
+        "look_rerank": Look(query=RerankQuery(model=model, query="who?", documents=("I", "you"))),
+        "found_scores": Found(reply=Scores(scores=(0.5, -1.5), prompt_tokens=6)),
+        "look_tokenize": Look(
+            query=TokenizeQuery(model=model, prompt=TextPrompt(text="hé"), with_pieces=True)
+        ),
+        "found_tokens": Found(reply=Tokens(tokens=(7, 8), pieces=(b"h\xc3", b"\xa9"))),
+        "look_detokenize": Look(query=DetokenizeQuery(model=model, tokens=(7, 8))),
+        "found_text": Found(reply=Text(text="hé")),
+    }
+    return {f"{name}_frame": frame(message).hex() for name, message in messages.items()}
 
 
 def main() -> None:

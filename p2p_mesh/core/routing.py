@@ -1,14 +1,64 @@
-"""Which models the mesh has, under which names, and which node a request goes to."""
+"""Which models the mesh has, under which names, which node a question goes to, and whether what
+comes back is an answer to it. Believes no peer alone, and no peer beyond what was asked.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
+import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from p2p_mesh.core.names import Digest, ModelId, PeerId, RequestId
-from p2p_mesh.core.records import ServedModel
+from p2p_mesh.core.records import (
+    ChatPrompt,
+    Delta,
+    DetokenizeQuery,
+    EmbedQuery,
+    InferenceRequest,
+    Query,
+    Reply,
+    RerankQuery,
+    Scores,
+    ServedModel,
+    Text,
+    TokenizeQuery,
+    Tokens,
+    Vectors,
+)
+from p2p_mesh.errors import ContextExceeded, MeshError, RemoteError, RequestError
+
+SPARE_TOKENS = 256
+"""Beyond twice what was asked for, an answer is a peer's fault: a guess may overshoot, and engines
+count differently.
+"""
+
+
+def needs(question: InferenceRequest | Query) -> frozenset[str]:
+    """The capabilities without which a model cannot answer this."""
+    match question:
+        case InferenceRequest(prompt=ChatPrompt() as prompt):
+            return frozenset({"generate", *_senses(prompt)})
+        case InferenceRequest():
+            return frozenset({"generate"})
+        case EmbedQuery():
+            return frozenset({"embed"})
+        case RerankQuery():
+            return frozenset({"rerank"})
+    return frozenset()  # whatever has a vocabulary can tokenize
+
+
+def _senses(prompt: ChatPrompt) -> Iterator[str]:
+    for message in prompt.messages:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "image_url":
+                yield "vision"
+            elif kind == "input_audio":
+                yield "audio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +128,79 @@ def _cost(one: Candidate, request: RequestId) -> tuple[bool, bool, bool, float, 
     load = one.active / max(one.slots, 1)
     spread = hashlib.blake2b(f"{request}/{one.peer}".encode(), digest_size=8).digest()
     return one.suspect, load >= 1.0, one.peer is not None, load, spread
+
+
+def promising(
+    left: Sequence[Candidate], candidate: Candidate, failures: Sequence[MeshError]
+) -> Sequence[Candidate]:
+    """Who is still worth asking. That a question is wrong is believed of this node, and of two
+    others: not of one peer alone.
+    """
+    wrong = sum(isinstance(error, RequestError) for error in failures)
+    is_second = candidate.peer is None or wrong > 1
+    match failures[-1]:
+        case ContextExceeded() if is_second:
+            return [one for one in left if one.context > candidate.context]
+        case RequestError() if is_second:
+            return ()
+    return left
+
+
+class Course:
+    """What may still come of an answer: each choice up to its finish, and the usage at the end."""
+
+    def __init__(self, request: InferenceRequest) -> None:
+        over = {one.choice for one in request.resume if one.finished}
+        self._open = {*range(request.choices)} - over
+        self._logprobs = request.logprobs
+        self._most: float = math.inf
+        if request.max_tokens is not None and not request.echo:
+            self._most = 2 * request.max_tokens + SPARE_TOKENS
+        self._grown = [0] * request.choices
+
+    def check(self, delta: Delta) -> None:
+        """Raises RemoteError for what was not asked for."""
+        if delta.choice in self._open:
+            self._measure(delta)
+            if delta.finish is not None:
+                self._open.remove(delta.choice)
+        elif delta.usage is None or delta != Delta(choice=delta.choice, usage=delta.usage):
+            raise RemoteError("an answer with a choice that was not asked for, or had ended")
+        if delta.usage is not None and self._open:
+            raise RemoteError("an answer that ended before its choices had")
+
+    def _measure(self, delta: Delta) -> None:
+        # An engine that gives no token ids sends about one delta for each.
+        self._grown[delta.choice] += len(delta.tokens) or 1
+        if self._grown[delta.choice] > self._most:
+            raise RemoteError("an answer of far more tokens than were asked for")
+        if delta.logprobs and (
+            self._logprobs is None or any(len(one.top) > self._logprobs for one in delta.logprobs)
+        ):
+            raise RemoteError("an answer with log-probabilities that were not asked for")
+
+
+def answers(reply: Reply, query: Query) -> bool:
+    """Whether the reply is one to this query, with as much in it."""
+    match query, reply:
+        case EmbedQuery(), Vectors():
+            return len(reply.vectors) == len(query.inputs) and _are_vectors(reply.vectors)
+        case RerankQuery(), Scores():
+            return len(reply.scores) == len(query.documents) and all(
+                map(math.isfinite, reply.scores)
+            )
+        case TokenizeQuery(), Tokens():
+            has_pieces = query.with_pieces or bool(reply.pieces)
+            return not has_pieces or len(reply.pieces) == len(reply.tokens)
+        case DetokenizeQuery(), Text():
+            return True
+    return False
+
+
+def _are_vectors(vectors: Sequence[bytes]) -> bool:
+    """Whether they are as long as one another, and of finite numbers."""
+    size = len(vectors[0])
+    if not size or size % 4 or any(len(vector) != size for vector in vectors):
+        return False
+    read = struct.Struct(f"<{size // 4}f").unpack
+    return all(math.isfinite(sum(read(vector))) for vector in vectors)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from p2p_mesh.core.records import Delta, InferenceRequest, ShortText
+from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply, ShortText
 from p2p_mesh.errors import MeshError, RemoteError, from_code
 
 MIB = 1 << 20
@@ -152,6 +152,18 @@ class Grew(Message, frozen=True, kw_only=True, tag="delta"):
     """What the answer grew by since the last message; several deltas may travel together."""
 
     deltas: Annotated[tuple[Delta, ...], Meta(min_length=1, max_length=4096)]
+
+
+class Look(Message, frozen=True, kw_only=True, tag="look"):
+    """A question that is answered whole: `found` comes back and `end`, or `error`."""
+
+    query: Query
+
+
+class Found(Message, frozen=True, kw_only=True, tag="found"):
+    """The one reply to a `look`."""
+
+    reply: Reply
 
 
 class Cancel(Message, frozen=True, tag="cancel"):

@@ -5,7 +5,8 @@ Theory of operation:
 1. A stream carries one request at a time, and goes back to a pool: to open one costs several
    round trips. Its reader never stops, so that the window never fills and its end is seen.
 2. `ask` opens an answer, `delta` messages carry it, `end` or `error` closes it. Deltas that
-   queue up while a message is being sent travel together in the next.
+   queue up while a message is being sent travel together in the next. `look` opens one that is
+   a single `found`.
 3. An asker that leaves early sends `cancel`, and the stream is free again when `end` came; if
    it does not come in time, the stream is reset. A `cancel` that crosses `end` is ignored.
 4. The server reads on while it answers: `cancel`, or the end of the stream, cancels the answer.
@@ -17,30 +18,34 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import trio
 
 from p2p_mesh.core.invite import Member
 from p2p_mesh.core.names import PeerId
-from p2p_mesh.core.records import Delta, InferenceRequest
+from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply
 from p2p_mesh.core.wire import (
     INFERENCE_LIMIT,
     Ask,
     Cancel,
     End,
     ErrorMessage,
+    Found,
     Grew,
+    Look,
     decode,
     encode,
 )
 from p2p_mesh.errors import MeshError, Overloaded, RemoteError, RequestError, Unavailable
 from p2p_mesh.journal import Journal
+from p2p_mesh.net import protocols as wires
 from p2p_mesh.net.groups import bare
-from p2p_mesh.net.protocols import Protocol, Protocols, Stream
+from p2p_mesh.net.protocols import Protocols, Stream
 
 MAX_REQUESTS = 64
 """Requests, and so streams, to or from one peer at a time."""
@@ -55,9 +60,19 @@ CREDIT = 16 << 20
 _QUEUE = 1024
 _MOST_TOGETHER = 256
 
-PROTOCOL = Protocol("inference", INFERENCE_LIMIT)
+PROTOCOL = wires.Protocol("inference", INFERENCE_LIMIT)
 
-Answer = Callable[[InferenceRequest, Member], AbstractAsyncContextManager[AsyncIterator[Delta]]]
+_Answered = Grew | Found | End | ErrorMessage
+
+
+class Handlers(Protocol):
+    """Who answers what members ask; leaving an answer's context cancels it."""
+
+    def answer(
+        self, request: InferenceRequest, asker: Member
+    ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]: ...
+
+    async def look(self, query: Query, asker: Member) -> Reply: ...
 
 
 class Questions:
@@ -69,16 +84,33 @@ class Questions:
         self._idle: dict[PeerId, list[_Line]] = {}
         self._open: Counter[PeerId] = Counter()
 
-    @asynccontextmanager
-    async def ask(
+    def ask(
         self, peer: PeerId, request: InferenceRequest
-    ) -> AsyncIterator[AsyncIterator[Delta]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
         """The answer of an admitted peer; leaving the context cancels it. Raises what the
         peer answered, and Unavailable.
         """
-        question = _question(request)
+        return self._asking(peer, Ask(request=request), Grew)
+
+    async def query(self, peer: PeerId, query: Query) -> Reply:
+        """The reply of an admitted peer. Raises what the peer answered, and Unavailable."""
+        async with self._asking(peer, Look(query=query), Found) as replies:
+            reply: Reply | None = await anext(replies, None)
+            if reply is None:
+                raise RemoteError(f"{peer} ended without a reply")
+            # With its `end`, the stream goes back to the pool.
+            with trio.move_on_after(CANCEL_DEADLINE):
+                if await anext(replies, None) is not None:
+                    raise RemoteError(f"{peer} gave more than one reply")
+            return reply
+
+    @asynccontextmanager
+    async def _asking(
+        self, peer: PeerId, question: Ask | Look, kind: type[Grew | Found]
+    ) -> AsyncIterator[AsyncIterator[Any]]:
+        body = _fitting(question, "the request")
         line = await self._take(peer)
-        answer = await line.ask(question)
+        answer = await line.ask(body, kind)
         try:
             yield answer
         finally:
@@ -132,8 +164,8 @@ class _Line:
         self._answer: _Answer | None = None
         self._reading = trio.CancelScope()
 
-    async def ask(self, question: bytes) -> _Answer:
-        answer = self._answer = _Answer()
+    async def ask(self, question: bytes, kind: type[Grew | Found]) -> _Answer:
+        answer = self._answer = _Answer(kind)
         self._reading.deadline = trio.current_time() + SILENCE
         try:
             await self._stream.send(question)
@@ -173,38 +205,42 @@ class _Line:
             await self._stream.reset()
 
     def _hear(self, frame: bytes) -> None:
-        message: Grew | End | ErrorMessage = decode(frame, Grew | End | ErrorMessage)
+        message: _Answered = decode(frame, _Answered)
         answer = self._answer
         if answer is None:
             raise RemoteError(f"{self.peer} answers what nobody asked")
-        if not isinstance(message, Grew):
+        if isinstance(message, End | ErrorMessage):
             self._answer = None
             self._reading.deadline = math.inf
             answer.finish(message.error() if isinstance(message, ErrorMessage) else None)
             self._pool.free(self)
+        elif not isinstance(message, answer.kind):
+            raise RemoteError(f"{self.peer} answers another question")
         elif not answer.is_left:
             self._reading.deadline = trio.current_time() + SILENCE
-            answer.grow(message.deltas, len(frame))
+            answer.grow(message, len(frame))
             if answer.held > CREDIT:
                 answer.finish(Unavailable("the answer grew faster than it was taken"))
                 self.leave(answer)
 
 
 class _Answer:
-    """The deltas that came and were not taken yet."""
+    """What came and was not taken yet: deltas, or a reply."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Grew | Found]) -> None:
+        self.kind = kind
         self.held = 0
         self.is_left = False
-        self._chunks: deque[tuple[tuple[Delta, ...], int]] = deque()
-        self._current: Iterator[Delta] = iter(())
+        self._chunks: deque[tuple[Sequence[Any], int]] = deque()
+        self._current: Iterator[Any] = iter(())
         self._over = False
         self._error: MeshError | None = None
         self._news = trio.Event()
 
-    def grow(self, deltas: tuple[Delta, ...], size: int) -> None:
+    def grow(self, message: Grew | Found, size: int) -> None:
         self.held += size
-        self._chunks.append((deltas, size))
+        items = message.deltas if isinstance(message, Grew) else (message.reply,)
+        self._chunks.append((items, size))
         self._news.set()
 
     def finish(self, error: MeshError | None) -> None:
@@ -213,16 +249,16 @@ class _Answer:
             self._error = error
             self._news.set()
 
-    def __aiter__(self) -> AsyncIterator[Delta]:
+    def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
-    async def __anext__(self) -> Delta:
+    async def __anext__(self) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
-        while (delta := next(self._current, None)) is None:
+        while (item := next(self._current, None)) is None:
             if self._chunks:
-                deltas, size = self._chunks.popleft()
+                items, size = self._chunks.popleft()
                 self.held -= size
-                self._current = iter(deltas)
+                self._current = iter(items)
             elif self._error is not None:
                 raise self._error
             elif self._over:
@@ -230,21 +266,24 @@ class _Answer:
             else:
                 self._news = trio.Event()
                 await self._news.wait()
-        return delta
+        return item
 
 
-def _question(request: InferenceRequest) -> bytes:
-    question = encode(Ask(request=request))
-    if len(question) > INFERENCE_LIMIT:
-        raise RequestError(f"the request has {len(question)} bytes; {INFERENCE_LIMIT} can travel")
-    return question
+def _fitting(message: object, what: str) -> bytes:
+    """The message as it travels. Raises RequestError where it is too large for that."""
+    body = encode(message)
+    if len(body) > INFERENCE_LIMIT:
+        raise RequestError(
+            f"{what} has {len(body)} bytes, and {INFERENCE_LIMIT} can travel; ask for less at once"
+        )
+    return body
 
 
 class Answers:
     """The answering end."""
 
-    def __init__(self, protocols: Protocols, answer: Answer, journal: Journal) -> None:
-        self._answer = answer
+    def __init__(self, protocols: Protocols, handlers: Handlers, journal: Journal) -> None:
+        self._handlers = handlers
         self._journal = journal
         self._busy: Counter[PeerId] = Counter()
         protocols.serve(PROTOCOL, self._serve)
@@ -259,26 +298,26 @@ class Answers:
 
     async def _read(self, session: _Session, nursery: trio.Nursery) -> None:
         while True:
-            message: Ask | Cancel = await session.stream.hear(Ask | Cancel)
-            if isinstance(message, Ask):
+            message: Ask | Look | Cancel = await session.stream.hear(Ask | Look | Cancel)
+            if not isinstance(message, Cancel):
                 if session.scope is not None:
                     raise RemoteError("a request before the last one ended")
                 session.scope = trio.CancelScope()
-                nursery.start_soon(self._run, session, message.request)
+                nursery.start_soon(self._run, session, message)
             elif session.scope is not None:
                 session.scope.cancel()
 
-    async def _run(self, session: _Session, request: InferenceRequest) -> None:
+    async def _run(self, session: _Session, question: Ask | Look) -> None:
         last: End | ErrorMessage = End()
         assert session.scope is not None
         with session.scope:
-            last = await self._attempt(session, request)
+            last = await self._attempt(session, question)
         # Free before the asker can know it, since the next request comes right after `end`.
         session.scope = None
         with suppress(Unavailable):
             await session.stream.tell(last)
 
-    async def _attempt(self, session: _Session, request: InferenceRequest) -> End | ErrorMessage:
+    async def _attempt(self, session: _Session, question: Ask | Look) -> End | ErrorMessage:
         peer = session.member.peer
         if self._busy[peer] >= MAX_REQUESTS:
             return ErrorMessage.of(
@@ -286,7 +325,10 @@ class Answers:
             )
         self._busy[peer] += 1
         try:
-            await self._send(session, request)
+            if isinstance(question, Ask):
+                await self._send(session, question.request)
+            else:
+                await self._reply(session, question.query)
         except MeshError as error:
             return ErrorMessage.of(error)
         except Exception as error:  # noqa: BLE001 - our own mistake must not end the host
@@ -298,14 +340,19 @@ class Answers:
                 del self._busy[peer]
         return End()
 
+    async def _reply(self, session: _Session, query: Query) -> None:
+        reply = await self._handlers.look(query, session.member)
+        await session.stream.send(_fitting(Found(reply=reply), "the reply"))
+
     async def _send(self, session: _Session, request: InferenceRequest) -> None:
-        put, take = trio.open_memory_channel[Delta](_QUEUE)
-        answering = self._answer(request, session.member)
+        answering = self._handlers.answer(request, session.member)
         with bare():
             async with answering as deltas, trio.open_nursery() as nursery:
-                nursery.start_soon(_collect, deltas, put)
-                async for delta in take:
-                    await session.stream.tell(Grew(deltas=_together(delta, take)))
+                ready = wires.Gathered[Delta](_QUEUE)
+                nursery.start_soon(ready.collect, deltas)
+                while batch := await ready.take(_MOST_TOGETHER):
+                    for body in _bodies(batch):
+                        await session.stream.send(body)
 
 
 @dataclass(slots=True)
@@ -317,15 +364,15 @@ class _Session:
     scope: trio.CancelScope | None = None
 
 
-async def _collect(deltas: AsyncIterator[Delta], put: trio.MemorySendChannel[Delta]) -> None:
-    with put:
-        async for delta in deltas:
-            await put.send(delta)
-
-
-def _together(first: Delta, take: trio.MemoryReceiveChannel[Delta]) -> tuple[Delta, ...]:
-    batch = [first]
-    with suppress(trio.WouldBlock, trio.EndOfChannel):
-        while len(batch) < _MOST_TOGETHER:
-            batch.append(take.receive_nowait())
-    return tuple(batch)
+def _bodies(deltas: tuple[Delta, ...]) -> Iterator[bytes]:
+    """The deltas in as few messages as can travel. Raises RequestError where one cannot."""
+    if len(deltas) == 1:
+        yield _fitting(Grew(deltas=deltas), "a part of the answer")
+        return
+    body = encode(Grew(deltas=deltas))
+    if len(body) <= INFERENCE_LIMIT:
+        yield body
+        return
+    middle = len(deltas) // 2
+    yield from _bodies(deltas[:middle])
+    yield from _bodies(deltas[middle:])

@@ -12,7 +12,7 @@ import trio
 from p2p_mesh.core.inventory import MAX_ENVELOPE
 from p2p_mesh.core.invite import Credential, Member, check
 from p2p_mesh.core.names import PeerId
-from p2p_mesh.core.records import Delta, InferenceRequest
+from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply
 from p2p_mesh.errors import LocalError, MeshError, Refused
 from p2p_mesh.journal import Journal
 from p2p_mesh.net import protocols as wires
@@ -31,7 +31,7 @@ STREAMS_OF_A_STRANGER = 16
 
 
 class Handlers(Protocol):
-    """What the node supplies. Nothing but `answer` may take long."""
+    """What the node supplies. Nothing but `answer` and `look` may take long."""
 
     def snapshot(self) -> Sequence[bytes]:
         """The newest envelope of every member, this node's own included."""
@@ -47,6 +47,10 @@ class Handlers(Protocol):
         self, request: InferenceRequest, asker: Member
     ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
         """The answer to a member's request; leaving the context cancels it."""
+        ...
+
+    async def look(self, query: Query, asker: Member) -> Reply:
+        """The reply to a member's query."""
         ...
 
     def joined(self, member: Member) -> None:
@@ -99,7 +103,7 @@ class Network:
         )
         self._snapshots = Snapshots(self._protocols, handlers.snapshot, handlers.heard)
         self._questions = Questions(self._protocols, nursery)
-        Answers(self._protocols, handlers.answer, journal)
+        Answers(self._protocols, handlers, journal)
         self._peers = Peers(
             host.peer_id, seeds, self.members(), self.connect, journal=journal, rng=rng
         )
@@ -185,6 +189,11 @@ class Network:
         await self.connect(peer)
         async with self._questions.ask(peer, request) as answer:
             yield answer
+
+    async def query(self, peer: PeerId, query: Query) -> Reply:
+        """A peer's reply, connecting first if need be."""
+        await self.connect(peer)
+        return await self._questions.query(peer, query)
 
     @asynccontextmanager
     async def open_stream(

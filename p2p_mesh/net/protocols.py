@@ -8,10 +8,11 @@ five seconds while its window is full. `drained` does that for those who cannot 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import trio
 from libp2p.io.exceptions import IOException
@@ -64,12 +65,21 @@ class Stream:
         data = framed(frame)
         try:
             with trio.fail_after(SEND_TIMEOUT):
-                async with self._writing:
-                    await self._raw.write(data)
+                await self._write(data)
         except trio.TooSlowError as error:
             raise Unavailable(f"{self.peer} took nothing for {SEND_TIMEOUT:g} s") from error
         except _BROKEN as error:
             raise Unavailable(f"the stream to {self.peer} broke") from error
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            self._writing.acquire_nowait()  # `acquire` would always take a turn of the loop
+        except trio.WouldBlock:
+            await self._writing.acquire()
+        try:
+            await self._raw.write(data)
+        finally:
+            self._writing.release()
 
     async def receive(self) -> bytes:
         """The next frame. Raises Unavailable where the stream ended, RemoteError where what
@@ -170,6 +180,39 @@ async def drained(stream: Stream, credit: int = CREDIT) -> AsyncIterator[Drained
             nursery.start_soon(frames.pump)
             yield frames
             nursery.cancel_scope.cancel()
+
+
+class Gathered(Generic[T]):
+    """Items that wait for a stream, to travel together. A memory channel would do, and would cost
+    two turns of the loop for each of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._items: deque[T] = deque()
+        self._is_over = False
+        self._came = trio.Event()
+        self._went = trio.Event()
+
+    async def collect(self, items: AsyncIterator[T]) -> None:
+        """Takes the items as they come, and rests while `most` of them wait."""
+        async for item in items:
+            self._items.append(item)
+            self._came.set()
+            if len(self._items) >= self._most:
+                self._went = trio.Event()
+                await self._went.wait()
+        self._is_over = True
+        self._came.set()
+
+    async def take(self, most: int) -> tuple[T, ...]:
+        """What came since the last time; waits for one item at least. Nothing: it is over."""
+        if not self._items and not self._is_over:
+            self._came = trio.Event()
+            await self._came.wait()
+        batch = tuple(self._items.popleft() for _ in range(min(most, len(self._items))))
+        self._went.set()
+        return batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,35 @@
-"""From a request to the node that answers it: here, at a peer, or at the next peer."""
+"""From a question to the node that answers it: here, at a peer, or at the next peer."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
     asynccontextmanager,
     contextmanager,
 )
+from functools import partial
+from itertools import count
+from typing import TypeVar
 
 import msgspec
 import trio
 
 from p2p_mesh.core.inventory import Inventory
-from p2p_mesh.core.names import ModelId, PeerId
-from p2p_mesh.core.records import Delta, InferenceRequest
-from p2p_mesh.core.routing import Candidate, Serving, catalogue, rank
+from p2p_mesh.core.names import ModelId, PeerId, RequestId
+from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply
+from p2p_mesh.core.routing import (
+    Candidate,
+    Course,
+    Serving,
+    answers,
+    catalogue,
+    needs,
+    promising,
+    rank,
+)
 from p2p_mesh.errors import (
     EngineDied,
     Loading,
@@ -34,16 +46,28 @@ from p2p_mesh.serve.supervisor import Hosted
 
 Answer = AbstractAsyncContextManager[AsyncIterator[Delta]]
 Ask = Callable[[PeerId, InferenceRequest], Answer]
+Look = Callable[[PeerId, Query], Awaitable[Reply]]
+
+T = TypeVar("T")
 
 END_PATIENCE = 5.0
 """Seconds that a node has to end an answer of which all has come."""
 
 MAX_TRIES = 4
-"""Nodes that one request is sent to at most, before its first delta."""
+"""Nodes that one question is sent to at most, before the first delta or the reply."""
+
+_LACKS = {
+    "generate": "writes no text",
+    "embed": "makes no embeddings",
+    "rerank": "ranks no documents",
+    "vision": "takes no images",
+    "audio": "takes no sounds",
+}
+_SENSES = frozenset({"vision", "audio"})
 
 
 class Answers:
-    """What the front asks. `me` and `ask` are None until the network is up."""
+    """What the front asks. `me`, `ask` and `look` are None until the network is up."""
 
     def __init__(
         self,
@@ -54,6 +78,7 @@ class Answers:
     ) -> None:
         self.me: PeerId | None = None
         self.ask: Ask | None = None
+        self.look: Look | None = None
         self.is_joining = True
         """Whether the mesh may still turn out to have models that are not known yet."""
         self._hosted = hosted
@@ -62,12 +87,13 @@ class Answers:
         self._clock = clock
         self._known: dict[ModelId, int] = {}
         self._active: Counter[PeerId] = Counter()
+        self._queries = count()
 
     def models(self) -> tuple[ModelCard, ...]:
         """The models of the whole mesh, by name: ready ones, and those that load here."""
         cards = {name: self._card(name, group) for name, group in self._catalogue().items()}
         for hosted in self._hosted.values():
-            model = hosted.load.model.id
+            model = hosted.id
             if hosted.state == "loading" and model not in cards:
                 cards[model] = ModelCard(id=model, state="loading", nodes=0)
         self._known = {name: card.created for name, card in cards.items()}
@@ -102,62 +128,91 @@ class Answers:
         is passed over for the next; after it, an error is the answer's own.
         """
         async with AsyncExitStack() as stack:
-            yield await self._begin(request, stack)
+            yield await self._try(request, request.id, partial(self._begin, request, stack))
+
+    async def query(self, query: Query) -> Reply:
+        """The reply of the best node that gives one."""
+        turn = RequestId(f"query-{next(self._queries)}")
+        return await self._try(query, turn, partial(self._reply, query))
+
+    async def _try(
+        self,
+        question: InferenceRequest | Query,
+        turn: RequestId,
+        attempt: Callable[[Candidate], Awaitable[T]],
+    ) -> T:
+        failures: list[MeshError] = []
+        left = self._candidates(question, turn)
+        while left and len(failures) < MAX_TRIES:
+            candidate, *left = left
+            try:
+                got = await attempt(candidate)
+            except MeshError as error:
+                self._failed(candidate, question.model, error)
+                failures.append(error)
+                left = promising(left, candidate, failures)
+            else:
+                if candidate.peer is not None:
+                    self._inventory.trust(candidate.peer)
+                return got
+        raise _worst(failures, question.model)
 
     async def _begin(
-        self, request: InferenceRequest, stack: AsyncExitStack
+        self, request: InferenceRequest, stack: AsyncExitStack, candidate: Candidate
     ) -> AsyncIterator[Delta]:
-        failures: list[MeshError] = []
-        left = list(self._candidates(request))
-        for _ in range(MAX_TRIES):
-            if not left:
-                break
-            candidate = left.pop(0)
-            async with AsyncExitStack() as attempt:
-                try:
-                    started = await self._first(candidate, request, attempt)
-                except MeshError as error:
-                    self._failed(candidate, request, error)
-                    failures.append(error)
-                    if _is_wrong(candidate, failures):
-                        # Too long, perhaps: only a node with more room could think otherwise.
-                        left = [one for one in left if one.context > candidate.context]
-                    continue
-                stack.push_async_exit(attempt.pop_all())
-                return started
-        raise _worst(failures, request.model)
-
-    async def _first(
-        self, candidate: Candidate, request: InferenceRequest, attempt: AsyncExitStack
-    ) -> AsyncIterator[Delta]:
-        deltas = await attempt.enter_async_context(self._open(candidate, request, attempt))
-        try:
-            first = await anext(deltas)
-        except StopAsyncIteration:
-            raise RemoteError("an answer that ended before it began") from None
-        if candidate.peer is not None:
-            self._inventory.trust(candidate.peer)
-        return _Started(first, deltas)
+        async with AsyncExitStack() as attempt:
+            deltas = await attempt.enter_async_context(self._open(candidate, request, attempt))
+            first = await anext(deltas, None)
+            if first is None:
+                raise RemoteError("an answer that ended before it began")
+            started = _Started(first, deltas, Course(request))
+            stack.push_async_exit(attempt.pop_all())
+            return started
 
     def _open(
         self, candidate: Candidate, request: InferenceRequest, attempt: AsyncExitStack
     ) -> Answer:
         request = msgspec.structs.replace(request, model=candidate.model)
         if candidate.peer is None:
-            return self._hosted[candidate.model].generate(request)
+            return self._here(candidate.model).generate(request)
         if self.ask is None:
             raise Unavailable("this node is not connected yet", retry_after=1.0)
         attempt.enter_context(self._counted(candidate.peer))
         return self.ask(candidate.peer, request)
 
-    def _candidates(self, request: InferenceRequest) -> tuple[Candidate, ...]:
-        servings = self._catalogue(suspects=True).get(request.model, ())
-        found = [self._candidate(one) for one in servings]
-        if not found and request.model in self._hosted:  # it loads, or failed: it says so itself
-            found = [Candidate(None, request.model, slots=0)]
-        if not found:
-            raise self._unknown(request.model)
-        return rank(found, request.id)
+    async def _reply(self, query: Query, candidate: Candidate) -> Reply:
+        query = msgspec.structs.replace(query, model=candidate.model)
+        if candidate.peer is None:
+            reply = await self._here(candidate.model).query(query)
+        elif self.look is None:
+            raise Unavailable("this node is not connected yet", retry_after=1.0)
+        else:
+            with self._counted(candidate.peer):
+                reply = await self.look(candidate.peer, query)
+        if not answers(reply, query):
+            raise RemoteError("a reply to another query")
+        return reply
+
+    def _here(self, model: ModelId) -> Hosted:
+        hosted = self._hosted.get(model)
+        if hosted is None:  # its server offers it no longer
+            raise self._unknown(model)
+        return hosted
+
+    def _candidates(
+        self, question: InferenceRequest | Query, turn: RequestId
+    ) -> Sequence[Candidate]:
+        model, needed = question.model, needs(question)
+        servings = self._catalogue(suspects=True).get(model, ())
+        able = [one for one in servings if needed <= {*one.model.capabilities}]
+        if able:
+            return rank(map(self._candidate, able), turn)
+        if model in self._hosted and all(one.peer is not None for one in servings):
+            return (Candidate(None, model, slots=0),)  # it loads, or failed: it says so itself
+        if servings:
+            raise self._unable(model, min((needed - {*one.model.capabilities} for one in servings),
+                                          key=len))  # fmt: skip
+        raise self._unknown(model)
 
     def _candidate(self, serving: Serving) -> Candidate:
         peer, model = serving.peer, serving.model
@@ -181,6 +236,13 @@ class Answers:
         names = ", ".join(card.id for card in self.models()) or "none yet"
         return UnknownModel(f"there is no model {model!r} here; there are: {names}", param="model")
 
+    def _unable(self, model: ModelId, lacks: frozenset[str]) -> RequestError:
+        lack = min(lacks)
+        others = [card.id for card in self.models() if lack in card.capabilities]
+        advice = f"models that do: {', '.join(others)}" if others else "no model here does"
+        param = "messages" if lack in _SENSES else "model"
+        return RequestError(f"{model} {_LACKS[lack]}; {advice}", param=param)
+
     @contextmanager
     def _counted(self, peer: PeerId) -> Iterator[None]:
         self._active[peer] += 1
@@ -189,23 +251,15 @@ class Answers:
         finally:
             self._active[peer] -= 1
 
-    def _failed(self, candidate: Candidate, request: InferenceRequest, error: MeshError) -> None:
+    def _failed(self, candidate: Candidate, model: ModelId, error: MeshError) -> None:
         if candidate.peer is None:
             return
         if not isinstance(error, Overloaded | Loading | UnknownModel | RequestError):
             self._inventory.suspect(candidate.peer)
         self._journal.warning(
-            "answer_failed", f"{candidate.peer} did not answer for {request.model}: {error}",
-            peer=candidate.peer, model=request.model, reason=str(error),
+            "answer_failed", f"{candidate.peer} did not answer for {model}: {error}",
+            peer=candidate.peer, model=model, reason=str(error),
         )  # fmt: skip
-
-
-def _is_wrong(candidate: Candidate, failures: list[MeshError]) -> bool:
-    """Whether the request itself is wrong: this node says so, or two others do. One peer alone is
-    not believed.
-    """
-    wrong = [error for error in failures if isinstance(error, RequestError)]
-    return len(wrong) > (1 if candidate.peer is not None else 0)
 
 
 def _worst(failures: list[MeshError], model: ModelId) -> MeshError:
@@ -227,9 +281,11 @@ class _Started:
     the usage, whatever a node may send after that.
     """
 
-    def __init__(self, first: Delta, rest: AsyncIterator[Delta]) -> None:
+    def __init__(self, first: Delta, rest: AsyncIterator[Delta], course: Course) -> None:
+        course.check(first)
         self._first: Delta | None = first
         self._rest = rest
+        self._course = course
         self._is_over = False
 
     def __aiter__(self) -> AsyncIterator[Delta]:
@@ -243,7 +299,6 @@ class _Started:
         delta, self._first = self._first, None
         if delta is None:
             delta = await anext(self._rest)
-        if delta.choice != 0:
-            raise RemoteError("an answer with a choice that was not asked for")
+            self._course.check(delta)
         self._is_over = delta.usage is not None
         return delta

@@ -17,6 +17,8 @@ from p2p_mesh.core.records import (
     Announcement,
     Delta,
     InferenceRequest,
+    Query,
+    Reply,
     Resources,
     ServedModel,
 )
@@ -83,6 +85,7 @@ class Members:
         journal: Journal,
         clock: Callable[[], float],
         answer: Callable[[InferenceRequest], Answer],
+        look: Callable[[Query], Awaitable[Reply]],
         changed: Callable[[], None],
     ) -> None:
         self.connected: dict[PeerId, Member] = {}
@@ -93,6 +96,7 @@ class Members:
         self._journal = journal
         self._clock = clock
         self._answer = answer
+        self._look = look
         self._changed = changed
 
     def snapshot(self) -> Sequence[bytes]:
@@ -115,6 +119,10 @@ class Members:
     def answer(self, request: InferenceRequest, asker: Member) -> Answer:
         """A peer's request is answered by this node's own models only, so that none goes round."""
         return self._answer(request)
+
+    async def look(self, query: Query, asker: Member) -> Reply:
+        """As `answer`."""
+        return await self._look(query)
 
     def joined(self, member: Member) -> None:
         self.connected[member.peer] = member

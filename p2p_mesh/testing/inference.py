@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 
 from p2p_mesh.core.names import ModelId
-from p2p_mesh.core.records import Delta, Finish, InferenceRequest, Usage
-from p2p_mesh.errors import UnknownModel
+from p2p_mesh.core.records import Delta, Finish, InferenceRequest, Query, Reply, Usage
+from p2p_mesh.errors import MeshError, RequestError, UnknownModel
 from p2p_mesh.front.app import ModelCard
 
 Step = Delta | Exception | trio.Event
 """A delta to give, an error to raise, or an event to wait for."""
+
+Replies = Mapping[type, Reply | MeshError] | Callable[[Query], Reply]
+"""What a kind of query is replied with, or is refused with; or who replies."""
 
 
 def deltas(*texts: str, finish: Finish = "stop", prompt_tokens: int = 3) -> tuple[Delta, ...]:
@@ -29,14 +32,16 @@ class ScriptedInference:
     An error that stands first is raised on entering the answer, as an unknown model's is.
     """
 
-    def __init__(self, *steps: Step, model: str = "tiny") -> None:
+    def __init__(self, *steps: Step, model: str = "tiny", replies: Replies | None = None) -> None:
         self.requests: list[InferenceRequest] = []
+        self.queries: list[Query] = []
         self.active = 0
         self.started = trio.Event()
         """Set when the first answer is entered."""
         self.cancelled = trio.Event()
         """Set when an answer was left before its last step."""
         self._steps = steps
+        self._replies = replies or {}
         self._model = ModelId(model)
 
     def models(self) -> Sequence[ModelCard]:
@@ -45,9 +50,7 @@ class ScriptedInference:
     @asynccontextmanager
     async def answer(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Delta]]:
         self.requests.append(request)
-        if request.model != self._model:
-            names = f"there are: {self._model}"
-            raise UnknownModel(f"there is no model {request.model!r} here; {names}", param="model")
+        self._check(request.model)
         if self._steps and isinstance(self._steps[0], Exception):
             raise self._steps[0]
         run = _Run(self._steps)
@@ -59,6 +62,23 @@ class ScriptedInference:
             self.active -= 1
             if not run.is_over:
                 self.cancelled.set()
+
+    async def query(self, query: Query) -> Reply:
+        self.queries.append(query)
+        self._check(query.model)
+        await trio.lowlevel.checkpoint()
+        if callable(self._replies):
+            return self._replies(query)
+        default = RequestError(f"{self._model} cannot do that", param="model")
+        reply = self._replies.get(type(query), default)
+        if isinstance(reply, MeshError):
+            raise reply
+        return reply
+
+    def _check(self, model: ModelId) -> None:
+        if model != self._model:
+            names = f"there are: {self._model}"
+            raise UnknownModel(f"there is no model {model!r} here; {names}", param="model")
 
 
 class _Run:

@@ -28,8 +28,11 @@ from p2p_mesh.core.records import (
     Announcement,
     Delta,
     InferenceRequest,
+    Query,
+    Reply,
     Resources,
     Role,
+    Text,
     TextPrompt,
     Usage,
 )
@@ -91,6 +94,10 @@ class Node:
         except BaseException:
             self.stopped.append(asked.id)
             raise
+
+    async def look(self, query: Query, asker: Member) -> Reply:
+        self.asked.append((query.model, asker.peer))
+        return Text(text=query.model)
 
     def joined(self, member: Member) -> None:
         self.came.append(member.peer)

@@ -1,10 +1,45 @@
-"""Which node a request goes to."""
+"""Which node a question goes to, and what counts as an answer."""
 
+import struct
 from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from p2p_mesh.core.names import Digest, ModelId, PeerId, RequestId
-from p2p_mesh.core.records import ServedModel
-from p2p_mesh.core.routing import Candidate, Serving, catalogue, rank
+from p2p_mesh.core.records import (
+    ChatPrompt,
+    Delta,
+    DetokenizeQuery,
+    EmbedQuery,
+    InferenceRequest,
+    Query,
+    Reply,
+    RerankQuery,
+    Resume,
+    Scores,
+    ServedModel,
+    Text,
+    TextPrompt,
+    TokenizeQuery,
+    TokenLogprob,
+    Tokens,
+    Usage,
+    Vectors,
+)
+from p2p_mesh.core.routing import (
+    Candidate,
+    Course,
+    Serving,
+    answers,
+    catalogue,
+    needs,
+    promising,
+    rank,
+)
+from p2p_mesh.errors import ContextExceeded, RemoteError, RequestError, Unavailable
 
 R = RequestId("r")
 M = ModelId("m")
@@ -66,3 +101,159 @@ def test_name_means_the_file_that_most_nodes_have() -> None:
 
 def test_file_without_a_digest_goes_with_the_name() -> None:
     assert names(serving("a", None), serving("b", "1")) == {"m": ["a", "b"]}
+
+
+def chat(*contents: Any) -> InferenceRequest:
+    messages = tuple({"role": "user", "content": content} for content in contents)
+    return InferenceRequest(id=R, model=M, prompt=ChatPrompt(messages=messages))
+
+
+@pytest.mark.parametrize(
+    ("question", "needed"),
+    [
+        (chat("hello"), {"generate"}),
+        (chat("hello", [{"type": "image_url"}]), {"generate", "vision"}),
+        (chat([{"type": "input_audio"}, {"type": "image_url"}]), {"generate", "vision", "audio"}),
+        (InferenceRequest(id=R, model=M, prompt=TextPrompt(text="x")), {"generate"}),
+        (EmbedQuery(model=M, inputs=("x",)), {"embed"}),
+        (RerankQuery(model=M, query="x", documents=("y",)), {"rerank"}),
+        (TokenizeQuery(model=M, prompt=TextPrompt(text="x")), set()),
+        (DetokenizeQuery(model=M, tokens=()), set()),
+    ],
+)
+def test_question_needs(question: InferenceRequest | Query, needed: set[str]) -> None:
+    assert needs(question) == needed
+
+
+LEAVES = st.none() | st.integers() | st.text()
+
+
+@given(
+    st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.just("type"), inner))
+)
+def test_content_of_any_shape_needs_no_more_than_text(content: Any) -> None:
+    assert needs(chat(content)) == {"generate"}
+
+
+B = Candidate(PeerId("b"), M, slots=2, context=8192)
+LONG = ContextExceeded("too long")
+WRONG = RequestError("wrong")
+
+
+def test_one_peer_alone_is_not_believed() -> None:
+    assert promising([A, B], A, [WRONG]) == [A, B]
+    assert promising([A, B], A, [WRONG, WRONG]) == ()
+    assert promising([A, B], HERE, [WRONG]) == ()
+
+
+def test_too_long_here_may_have_room_elsewhere() -> None:
+    assert promising([A, B], HERE, [LONG]) == [B]
+    assert promising([B], B, [WRONG, LONG]) == []
+
+
+def test_failing_node_says_nothing_of_the_others() -> None:
+    assert promising([A, B], HERE, [WRONG, Unavailable("gone")]) == [A, B]
+
+
+END = Usage(prompt_tokens=1, completion_tokens=1)
+PAIR = {"choices": 2}
+SHORT = {"max_tokens": 4}
+
+
+def course(deltas: list[Delta], **more: Any) -> None:
+    request = InferenceRequest(id=R, model=M, prompt=TextPrompt(text="x"), **more)
+    steps = Course(request)
+    for delta in deltas:
+        steps.check(delta)
+
+
+LOGGED = Delta(logprobs=(TokenLogprob(token=1, logprob=-1.0, top=((1, b"", -1.0),)),))
+
+
+@pytest.mark.parametrize(
+    ("asked", "deltas"),
+    [
+        ({}, [Delta(text="a"), Delta(finish="stop", usage=END)]),
+        ({}, [Delta(text="a", finish="stop"), Delta(usage=END)]),
+        (PAIR, [Delta(finish="stop"), Delta(choice=1), Delta(choice=1, finish="stop", usage=END)]),
+        (PAIR | {"resume": (Resume(finished=True),)}, [Delta(choice=1, finish="stop", usage=END)]),
+        ({"resume": (Resume(finished=True),)}, [Delta(usage=END)]),
+        (SHORT, [Delta(tokens=(1,))] * 264),
+        (SHORT | {"echo": True}, [Delta(text="a")] * 1000),
+        ({"logprobs": 1}, [LOGGED]),
+    ],
+)
+def test_answer_within_its_bounds(asked: dict[str, Any], deltas: list[Delta]) -> None:
+    course(deltas, **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "deltas", "why"),
+    [
+        ({}, [Delta(choice=1)], "choice that was not asked for"),
+        (PAIR, [Delta(finish="stop"), Delta(text="more")], "had ended"),
+        (PAIR, [Delta(finish="stop"), Delta()], "had ended"),
+        ({"resume": (Resume(finished=True),)}, [Delta(text="a")], "had ended"),
+        (PAIR, [Delta(finish="stop", usage=END)], "before its choices"),
+        ({}, [Delta(text="a", usage=END)], "before its choices"),
+        (SHORT, [Delta(tokens=(1,))] * 265, "far more tokens"),
+        (SHORT, [Delta(text="a")] * 265, "far more tokens"),
+        ({}, [LOGGED], "log-probabilities"),
+        ({"logprobs": 0}, [LOGGED], "log-probabilities"),
+    ],
+)
+def test_answer_beyond_its_bounds(asked: dict[str, Any], deltas: list[Delta], why: str) -> None:
+    with pytest.raises(RemoteError, match=why):
+        course(deltas, **asked)
+
+
+EMBED = EmbedQuery(model=M, inputs=("a", "b"))
+RERANK = RerankQuery(model=M, query="x", documents=("a", "b"))
+TOKENIZE = TokenizeQuery(model=M, prompt=TextPrompt(text="x"))
+PIECES = TokenizeQuery(model=M, prompt=TextPrompt(text="x"), with_pieces=True)
+DETOKENIZE = DetokenizeQuery(model=M, tokens=(1,))
+UNIT = struct.pack("<2f", 0.6, 0.8)
+NAN = struct.pack("<2f", 0.6, float("nan"))
+
+
+def vectors(*each: bytes) -> Vectors:
+    return Vectors(vectors=each, prompt_tokens=1)
+
+
+def scores(*each: float) -> Scores:
+    return Scores(scores=each, prompt_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("query", "reply"),
+    [
+        (EMBED, vectors(UNIT, UNIT)),
+        (RERANK, scores(1.0, -2.0)),
+        (TOKENIZE, Tokens(tokens=(1,))),
+        (TOKENIZE, Tokens(tokens=())),
+        (PIECES, Tokens(tokens=(1,), pieces=(b"x",))),
+        (DETOKENIZE, Text(text="x")),
+    ],
+)
+def test_reply_that_answers(query: Query, reply: Reply) -> None:
+    assert answers(reply, query)
+
+
+@pytest.mark.parametrize(
+    ("query", "reply"),
+    [
+        (EMBED, scores(1.0, 2.0)),
+        (EMBED, vectors(UNIT)),
+        (EMBED, vectors(UNIT, UNIT + UNIT)),
+        (EMBED, vectors(UNIT[:7], UNIT[:7])),
+        (EMBED, vectors(b"", b"")),
+        (EMBED, vectors(UNIT, NAN)),
+        (RERANK, scores(1.0)),
+        (RERANK, scores(1.0, float("nan"))),
+        (TOKENIZE, Tokens(tokens=(1,), pieces=(b"x", b"y"))),
+        (PIECES, Tokens(tokens=(1,))),
+        (DETOKENIZE, Tokens(tokens=(1,))),
+    ],
+)
+def test_reply_that_does_not_answer(query: Query, reply: Reply) -> None:
+    assert not answers(reply, query)

@@ -8,21 +8,25 @@ from hypothesis import strategies as st
 from p2p_mesh.core.admission import Hello, Proof
 from p2p_mesh.core.inventory import Announced
 from p2p_mesh.core.invite import Credential, Envelope
+from p2p_mesh.core.names import ModelId
+from p2p_mesh.core.records import DetokenizeQuery, EmbedQuery, Text, Tokens
 from p2p_mesh.core.wire import (
     Ask,
     Cancel,
     End,
     ErrorMessage,
+    Found,
     Frames,
     Grew,
+    Look,
     decode,
     encode,
     frame,
     varint,
 )
-from p2p_mesh.errors import Overloaded, RemoteError, RequestError
+from p2p_mesh.errors import ContextExceeded, Overloaded, RemoteError, RequestError
 
-MESSAGES = Ask | Grew | Cancel | End | ErrorMessage | Hello | Proof | Announced
+MESSAGES = Ask | Grew | Look | Found | Cancel | End | ErrorMessage | Hello | Proof | Announced
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.integers(1, 40))
@@ -102,3 +106,27 @@ def test_unknown_error_code_is_a_remote_error() -> None:
 
 def test_message_is_a_map_tagged_type() -> None:
     assert frame(End()) == b"\x0a\x81\xa4type\xa3end"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Look(query=EmbedQuery(model=ModelId("m"), inputs=("a", (1, 2)))),
+        Look(query=DetokenizeQuery(model=ModelId("m"), tokens=(1, 2))),
+        Found(reply=Tokens(tokens=(1,), pieces=(b"\xff",))),
+        Found(reply=Text(text="a")),
+    ],
+)
+def test_query_and_reply_survive_the_wire(message: Look | Found) -> None:
+    assert decode(encode(message), MESSAGES) == message
+
+
+def test_query_of_no_kind_is_refused() -> None:
+    raw = {"type": "look", "query": {"type": "divine", "model": "m"}}
+    with pytest.raises(RemoteError):
+        decode(msgspec.msgpack.encode(raw), MESSAGES)
+
+
+def test_prompt_that_is_too_long_stays_that() -> None:
+    sent = ErrorMessage.of(ContextExceeded("9 tokens, and 8 fit", param="messages"))
+    assert type(sent.error()) is ContextExceeded

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 
-from p2p_mesh.core.names import PeerId
-from p2p_mesh.core.records import Delta, InferenceRequest, TextPrompt
-from p2p_mesh.core.wire import Ask, Cancel, End, ErrorMessage, Grew, encode
+from p2p_mesh.core.invite import Member
+from p2p_mesh.core.names import ModelId, PeerId
+from p2p_mesh.core.records import (
+    Delta,
+    DetokenizeQuery,
+    InferenceRequest,
+    Query,
+    Reply,
+    Text,
+    TextPrompt,
+)
+from p2p_mesh.core.wire import Ask, Cancel, End, ErrorMessage, Found, Grew, Look, encode
 from p2p_mesh.errors import (
     EngineDied,
     MeshError,
     Overloaded,
+    RemoteError,
     RequestError,
     Unavailable,
     UnknownModel,
 )
 from p2p_mesh.net import inference
 from p2p_mesh.net.protocols import Stream
-from p2p_mesh.testing.members import Mesh, Node, opened, request, text_of, until
+from p2p_mesh.testing.members import Mesh, Node, echo, opened, request, text_of, until
 from p2p_mesh.testing.network import MemoryNetwork
 
 Clock = trio.testing.MockClock
@@ -36,12 +47,30 @@ async def slow(asked: InferenceRequest) -> AsyncIterator[Delta]:
         await trio.sleep(1)
 
 
+async def spell(query: Query) -> Reply:
+    assert isinstance(query, DetokenizeQuery)
+    return Text(text=bytes(query.tokens).decode())
+
+
+@dataclass
+class Looking(Node):
+    """A node that also answers queries."""
+
+    reply: Callable[[Query], Awaitable[Reply]] = spell
+
+    async def look(self, query: Query, asker: Member) -> Reply:
+        self.asked.append((query.model, asker.peer))
+        return await self.reply(query)
+
+
 @asynccontextmanager
-async def pair(generate: Any = None, **more: Any) -> AsyncIterator[tuple[Node, Node]]:
+async def pair(
+    generate: Any = echo, reply: Any = spell, **more: Any
+) -> AsyncIterator[tuple[Node, Node]]:
     """A node that asks, and one that answers; they know each other."""
     wire, mesh = MemoryNetwork(**more), Mesh()
-    server = mesh.node(generate=generate) if generate else mesh.node()
-    asker = mesh.node()
+    node, asker = mesh.node(), mesh.node()
+    server = Looking(node.identity, node.mesh_key, node.credential, generate, reply=reply)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(opened(server, transport=wire.transport()))
         await stack.enter_async_context(
@@ -252,6 +281,131 @@ async def test_large_request_arrives(autojump_clock: Clock) -> None:
         assert await text_of(asker, server.peer_id, "x" * (8 << 20)) == str(8 << 20)
 
 
+async def test_long_deltas_that_wait_fit_into_messages(autojump_clock: Clock) -> None:
+    texts = [name * (4 << 20) for name in "abcde"]
+
+    async def burst(asked: InferenceRequest) -> AsyncIterator[Delta]:
+        for text in texts:
+            yield Delta(text=text)
+
+    async with pair(burst) as (asker, server):
+        assert await text_of(asker, server.peer_id) == "".join(texts)
+
+
+async def test_delta_that_cannot_travel_says_so(autojump_clock: Clock) -> None:
+    async def huge(asked: InferenceRequest) -> AsyncIterator[Delta]:
+        yield Delta(text="x" * (9 << 20))
+
+    async with pair(huge) as (asker, server):
+        with pytest.raises(RequestError, match="a part of the answer has"):
+            await text_of(asker, server.peer_id)
+
+
+QUERY = DetokenizeQuery(model=ModelId("m"), tokens=(104, 105))
+
+
+async def test_query_has_its_reply(autojump_clock: Clock) -> None:
+    async with pair() as (asker, server):
+        for _ in range(3):
+            assert await asker.net.query(server.peer_id, QUERY) == Text(text="hi")
+        assert await text_of(asker, server.peer_id) == "hello"
+        assert asker.net._questions._open[server.peer_id] == 1
+        assert server.asked[0] == ("m", asker.peer_id)
+
+
+async def test_error_of_a_query_keeps_its_kind(autojump_clock: Clock) -> None:
+    async def refuse(query: Query) -> Reply:
+        raise RequestError("no such token", param="tokens")
+
+    async with pair(reply=refuse) as (asker, server):
+        with pytest.raises(RequestError, match="no such token") as caught:
+            await asker.net.query(server.peer_id, QUERY)
+        assert caught.value.param == "tokens"
+        assert asker.net._questions._open[server.peer_id] == 1
+
+
+async def test_reply_that_cannot_travel_says_so(autojump_clock: Clock) -> None:
+    async def flood(query: Query) -> Reply:
+        return Text(text="x" * (9 << 20))
+
+    async with pair(reply=flood) as (asker, server):
+        with pytest.raises(RequestError, match="the reply has 9437223 bytes, and 9437184 can"):
+            await asker.net.query(server.peer_id, QUERY)
+
+
+async def test_query_that_is_left_is_cancelled(autojump_clock: Clock) -> None:
+    stopped = trio.Event()
+
+    async def rest(query: Query) -> Reply:
+        try:
+            await trio.sleep_forever()
+        finally:
+            stopped.set()
+
+    async with pair(reply=rest) as (asker, server):
+        with trio.move_on_after(2):
+            await asker.net.query(server.peer_id, QUERY)
+        await until(stopped.is_set, seconds=0.1)
+        await trio.sleep(1)
+        assert await text_of(asker, server.peer_id) == "hello"
+        assert asker.net._questions._open[server.peer_id] == 1
+
+
+async def test_queries_count_among_the_requests(autojump_clock: Clock) -> None:
+    async with pair(slow) as (asker, server), AsyncExitStack() as stack:
+        for _ in range(inference.MAX_REQUESTS):
+            deltas = await stack.enter_async_context(asker.net.ask(server.peer_id, request()))
+            await anext(deltas)
+        with pytest.raises(Overloaded):
+            await asker.net.query(server.peer_id, QUERY)
+
+
+async def test_huge_query_is_refused_here(autojump_clock: Clock) -> None:
+    huge = DetokenizeQuery(model=ModelId("m" * (9 << 20)), tokens=())
+    async with pair() as (asker, server):
+        with pytest.raises(RequestError, match="can travel"):
+            await asker.net.query(server.peer_id, huge)
+
+
+async def lying(wire: list[object], question: Any) -> list[Any]:
+    """What an asker gets of a peer that says these messages."""
+    stream: Any = Wire()
+    line = inference._Line(stream, SimpleNamespace(start=None, free=lambda line: None))  # type: ignore[arg-type]
+    answer = await line.ask(b"", question)
+    for message in wire:
+        line._hear(encode(message))
+    return [item async for item in answer]
+
+
+REPLY = Found(reply=Text(text="x"))
+
+
+async def test_peer_answers_in_the_kind_of_the_question() -> None:
+    assert await lying([REPLY, End()], Found) == [Text(text="x")]
+    with pytest.raises(RemoteError, match="another question"):
+        await lying([REPLY], Grew)
+    with pytest.raises(RemoteError, match="another question"):
+        await lying([Grew(deltas=(Delta(text="x"),))], Found)
+
+
+@pytest.mark.parametrize(
+    ("wire", "why"), [([End()], "without a reply"), ([REPLY, REPLY, End()], "more than one")]
+)
+async def test_query_has_one_reply(
+    wire: list[Any], why: str, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def serve(answers: Any, stream: Stream, member: Member) -> None:
+        await stream.hear(Look)
+        for message in wire:
+            await stream.tell(message)
+        await trio.sleep(1)
+
+    monkeypatch.setattr(inference.Answers, "_serve", serve)
+    async with pair() as (asker, server):
+        with pytest.raises(RemoteError, match=why):
+            await asker.net.query(server.peer_id, QUERY)
+
+
 async def test_second_request_on_a_busy_stream_is_an_offence(autojump_clock: Clock) -> None:
     async with pair(slow) as (asker, server), raw(asker, server) as stream:
         await stream.tell(Ask(request=request()))
@@ -315,10 +469,10 @@ async def test_late_cancel_does_not_hit_the_next_question() -> None:
     later: list[Any] = []
     pool: Any = SimpleNamespace(start=later.append, free=lambda line: None)
     line = inference._Line(wire, pool)
-    first = await line.ask(b"first")
+    first = await line.ask(b"first", Grew)
     line.leave(first)
     line._hear(encode(End()))
-    await line.ask(b"second")
+    await line.ask(b"second", Grew)
     for task in later:
         await task()
     assert wire.sent == [b"first", b"second"]

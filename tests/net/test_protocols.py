@@ -14,7 +14,7 @@ from p2p_mesh.core.invite import Member
 from p2p_mesh.core.wire import End, ErrorMessage, frame
 from p2p_mesh.errors import RemoteError, Unavailable
 from p2p_mesh.net import protocols
-from p2p_mesh.net.protocols import Drained, Protocol, Stream
+from p2p_mesh.net.protocols import Drained, Gathered, Protocol, Stream
 from p2p_mesh.testing.members import Mesh, Node, opened, text_of, until
 from p2p_mesh.testing.network import MemoryNetwork
 
@@ -154,3 +154,26 @@ async def test_other_version_is_named(
         with pytest.raises(Unavailable, match=r"the peer speaks shout 2\.0\.0, this node 1\.0\.0"):
             async with opener.net.open_stream(server.peer_id, "shout"):
                 pass
+
+
+async def count(most: int) -> AsyncIterator[int]:
+    for number in range(most):
+        yield number
+
+
+async def test_items_that_wait_are_taken_together(autojump_clock: Clock) -> None:
+    gathered = Gathered[int](most=100)
+    await gathered.collect(count(5))
+    assert await gathered.take(3) == (0, 1, 2)
+    assert await gathered.take(3) == (3, 4)
+    assert await gathered.take(3) == ()
+
+
+async def test_items_rest_while_many_wait(autojump_clock: Clock) -> None:
+    gathered, came = Gathered[int](most=2), []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gathered.collect, count(7))
+        while batch := await gathered.take(9):
+            came.append(batch)
+    assert [number for batch in came for number in batch] == [*range(7)]
+    assert max(map(len, came)) == 2

@@ -12,14 +12,23 @@ from p2p_mesh.core.inventory import Inventory, Offer
 from p2p_mesh.core.names import Digest, ModelId, PeerId, RequestId
 from p2p_mesh.core.records import (
     Announcement,
+    ChatPrompt,
     Delta,
+    DetokenizeQuery,
+    EmbedQuery,
     InferenceRequest,
+    Query,
+    Reply,
+    RerankQuery,
     Resources,
+    Scores,
     ServedModel,
+    Text,
     TextPrompt,
     Usage,
 )
 from p2p_mesh.errors import (
+    ContextExceeded,
     EngineDied,
     Loading,
     MeshError,
@@ -63,7 +72,13 @@ async def silent() -> AsyncIterator[Delta]:
 class Case:
     """Answers over scripted peers; `asked` is who was asked, in order."""
 
-    def __init__(self, peers: dict[str, Script], here: Any = None, models: str = "m") -> None:
+    def __init__(
+        self,
+        peers: dict[str, Script],
+        here: Any = None,
+        models: str = "m",
+        replies: dict[str, Reply | MeshError] | None = None,
+    ) -> None:
         self.asked: list[str] = []
         self.closed: list[str] = []
         self.inventory = Inventory()
@@ -73,7 +88,8 @@ class Case:
         self.answers = Answers(hosted, self.inventory, Journal(), clock=lambda: 7.0)
         self.answers.is_joining = False
         self._peers = peers
-        self.answers.ask = self._ask
+        self._replies = replies or {}
+        self.answers.ask, self.answers.look = self._ask, self._look
 
     @asynccontextmanager
     async def _ask(
@@ -85,9 +101,27 @@ class Case:
         finally:
             self.closed.append(peer)
 
+    async def _look(self, peer: PeerId, query: Query) -> Reply:
+        self.asked.append(peer)
+        assert query.model == "m"
+        return said(self._replies[peer])
+
+    def serve(self, peer: str, **more: Any) -> None:
+        """The peer announces its model anew."""
+        announcement = offer(peer, "m").announcement
+        model = msgspec.structs.replace(announcement.models[0], **more)
+        announcement = msgspec.structs.replace(announcement, models=(model,))
+        self.inventory.apply(Offer(PeerId(peer), announcement, b"newer", 60.0))
+
     async def text(self, model: str = "m") -> str:
         async with self.answers.answer(request(model)) as deltas:
             return "".join([delta.text async for delta in deltas])
+
+
+def said(reply: Reply | MeshError) -> Reply:
+    if isinstance(reply, MeshError):
+        raise reply
+    return reply
 
 
 def offer(peer: str, models: str) -> Offer:
@@ -99,18 +133,21 @@ def offer(peer: str, models: str) -> Offer:
     return Offer(PeerId(peer), announcement, b"", 60.0)
 
 
-def hosted(script: Script, state: str = "ready") -> Any:
+def hosted(script: Script, state: str = "ready", reply: Reply | MeshError | None = None) -> Any:
     @asynccontextmanager
     async def generate(request: InferenceRequest) -> AsyncIterator[AsyncIterator[Delta]]:
         if state == "loading":
             raise Loading("it is being loaded", retry_after=1.0)
         yield script()
 
+    async def query(query: Query) -> Reply:
+        assert reply is not None
+        return said(reply)
+
     served = ServedModel(id=ModelId("m"), context=8, slots=2) if state == "ready" else None
-    model = SimpleNamespace(id=ModelId("m"))
     return SimpleNamespace(
-        state=state, slots=2, active=0, queued=0, generate=generate,
-        served=lambda: served, load=SimpleNamespace(model=model),
+        id=ModelId("m"), state=state, slots=2, active=0, queued=0, generate=generate,
+        query=query, served=lambda: served,
     )  # fmt: skip
 
 
@@ -181,19 +218,18 @@ async def test_wrong_request_is_wrong_everywhere() -> None:
 
 
 async def test_request_that_is_too_long_here_goes_where_there_is_room() -> None:
-    case = Case({"a": lambda: says("roomy")}, here=hosted(lambda: fails(WRONG)))
-    roomy = ServedModel(id=ModelId("m"), context=8192, slots=2)
-    announcement = msgspec.structs.replace(offer("a", "m").announcement, models=(roomy,))
-    case.inventory.apply(Offer(PeerId("a"), announcement, b"newer", 60.0))
-    assert await case.text() == "roomy"
+    long = ContextExceeded("too long", param="messages")
+    peers: dict[str, Script] = {"a": lambda: says("a"), "b": lambda: says("b")}
+    case = Case(peers, here=hosted(lambda: fails(long)))
+    case.serve("b", context=8192)
+    assert await case.text() == "b"
+    assert case.asked == ["b"]
 
 
 async def test_two_files_of_one_name_are_two_models() -> None:
     case = Case({"a": lambda: says("a"), "b": lambda: says("b")})
     for peer, digest in (("a", "1" * 64), ("b", "2" * 64)):
-        model = ServedModel(id=ModelId("m"), digest=Digest(digest), context=8, slots=2)
-        announcement = msgspec.structs.replace(offer(peer, "m").announcement, models=(model,))
-        case.inventory.apply(Offer(PeerId(peer), announcement, b"newer", 60.0))
+        case.serve(peer, digest=Digest(digest))
     assert [card.id for card in case.answers.models()] == ["m", "m@11111111", "m@22222222"]
     assert await case.text("m@22222222") == "b"
     assert await case.text("m") == "a"
@@ -238,6 +274,23 @@ async def test_choice_that_was_not_asked_for_is_a_peers_fault() -> None:
     said = [Delta(text="a"), Delta(text="b", choice=5)]
     with pytest.raises(RemoteError, match="not asked for"):
         await Case({"a": lambda: Scripted(said)}).text()
+
+
+async def test_each_choice_goes_to_its_finish() -> None:
+    two = [Delta(text="a"), Delta(text="b", choice=1), Delta(finish="stop"),
+           Delta(choice=1, finish="stop", usage=LAST.usage)]  # fmt: skip
+    case = Case({"a": lambda: Scripted(two)})
+    asked = msgspec.structs.replace(request(), choices=2)
+    async with case.answers.answer(asked) as deltas:
+        assert [delta async for delta in deltas] == two
+
+
+async def test_peer_that_lies_at_once_is_passed_over() -> None:
+    lies = [Delta(text="a", choice=5)]
+    scripts: dict[str, Script] = {"a": lambda: Scripted(lies), "b": lambda: says("yes")}
+    for _ in range(2):
+        assert await Case(scripts).text() == "yes"
+        scripts = {"a": scripts["b"], "b": scripts["a"]}
 
 
 async def test_failing_peer_is_suspected_until_it_answers() -> None:
@@ -309,3 +362,88 @@ def test_own_announcement_counts_once() -> None:
     case = Case({"a": silent}, here=hosted(silent))
     case.answers.me = PeerId("a")
     assert [card.nodes for card in case.answers.models()] == [1]
+
+
+PICTURE = ChatPrompt(messages=({"role": "user", "content": [{"type": "image_url"}]},))
+
+
+async def test_picture_goes_to_a_node_that_sees() -> None:
+    case = Case({"a": lambda: says("a"), "b": lambda: says("b")}, here=hosted(lambda: says("me")))
+    case.serve("b", capabilities=("generate", "vision"))
+    asked = msgspec.structs.replace(request(), prompt=PICTURE)
+    async with case.answers.answer(asked) as deltas:
+        assert [delta.text async for delta in deltas] == ["b", ""]
+
+
+async def test_picture_for_the_blind_is_a_wrong_request() -> None:
+    case = Case({"a": lambda: says("a")})
+    asked = msgspec.structs.replace(request(), prompt=PICTURE)
+    with pytest.raises(RequestError, match="m takes no images; no model here does") as caught:
+        async with case.answers.answer(asked):
+            raise AssertionError
+    assert caught.value.param == "messages"
+    assert case.asked == []
+
+
+async def test_model_that_cannot_names_those_that_can() -> None:
+    case = Case({"a": silent, "b": silent}, models="m n")
+    case.serve("b", id=ModelId("bert"), capabilities=("embed",))
+    with pytest.raises(RequestError, match="m makes no embeddings; models that do: bert") as caught:
+        await case.answers.query(EMBED)
+    assert caught.value.param == "model"
+    with pytest.raises(RequestError, match="bert writes no text; models that do: m, n"):
+        await case.text("bert")
+
+
+EMBED = EmbedQuery(model=ModelId("m"), inputs=("x",))
+SPELL = DetokenizeQuery(model=ModelId("m"), tokens=(1,))
+X = Text(text="x")
+
+
+async def test_query_is_answered_here_first() -> None:
+    case = Case({"a": silent}, here=hosted(silent, reply=X), replies={"a": Text(text="there")})
+    assert await case.answers.query(SPELL) == X
+    assert case.asked == []
+
+
+async def test_query_goes_on_to_the_next_node() -> None:
+    failing = Unavailable("gone")
+    nonsense = Scores(scores=(1.0,), prompt_tokens=1)
+    case = Case(dict.fromkeys("abc", silent), replies={"a": failing, "b": nonsense, "c": X})
+    assert await case.answers.query(SPELL) == X
+    assert case.asked[-1] == "c"
+
+
+async def test_query_goes_to_a_node_that_can() -> None:
+    scores = Scores(scores=(1.0,), prompt_tokens=1)
+    case = Case({"a": silent, "b": silent}, replies={"b": scores})
+    case.serve("b", capabilities=("rerank",))
+    query = RerankQuery(model=ModelId("m"), query="x", documents=("y",))
+    assert await case.answers.query(query) == scores
+
+
+async def test_queries_spread() -> None:
+    case = Case(dict.fromkeys("ab", silent), replies={"a": X, "b": X})
+    for _ in range(20):
+        await case.answers.query(SPELL)
+    assert set(case.asked) == {"a", "b"}
+
+
+async def test_query_that_is_wrong_is_wrong_everywhere() -> None:
+    case = Case(dict.fromkeys("abc", silent), replies=dict.fromkeys("abc", WRONG))
+    with pytest.raises(RequestError, match="too long"):
+        await case.answers.query(SPELL)
+    assert len(case.asked) == 2
+
+
+async def test_reply_to_another_query_is_the_nodes_fault() -> None:
+    case = Case({"a": silent}, replies={"a": Scores(scores=(), prompt_tokens=0)})
+    with pytest.raises(RemoteError, match="another query"):
+        await case.answers.query(SPELL)
+
+
+async def test_query_before_the_network_is_up() -> None:
+    case = Case({"a": silent})
+    case.answers.look = None
+    with pytest.raises(Unavailable, match="not connected yet"):
+        await case.answers.query(SPELL)

@@ -10,7 +10,16 @@ from trio.testing import MockClock
 from p2p_mesh.core.inventory import Inventory, read
 from p2p_mesh.core.invite import Member, found, public_bytes
 from p2p_mesh.core.names import ModelId, PeerId, peer_id
-from p2p_mesh.core.records import InferenceRequest, Resources, ServedModel, TextPrompt
+from p2p_mesh.core.records import (
+    DetokenizeQuery,
+    InferenceRequest,
+    Query,
+    Reply,
+    Resources,
+    ServedModel,
+    Text,
+    TextPrompt,
+)
 from p2p_mesh.errors import RemoteError
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.node import members as module
@@ -38,7 +47,7 @@ class Case:
         self.known: list[tuple[PeerId, Sequence[str]]] = []
         self.members = Members(
             self.inventory, mesh_key=MESH, journal=Journal(self.said.append),
-            clock=lambda: self.now, answer=_no_answer, changed=self._change,
+            clock=lambda: self.now, answer=_no_answer, look=_look, changed=self._change,
         )  # fmt: skip
         self.members.know = lambda peer, addresses: self.known.append((peer, addresses))
 
@@ -48,6 +57,16 @@ class Case:
 
 def _no_answer(request: InferenceRequest) -> module.Answer:
     raise NotImplementedError(request.id)
+
+
+async def _look(query: Query) -> Reply:
+    return Text(text=query.model)
+
+
+async def test_query_of_a_peer_is_passed_on() -> None:
+    query = DetokenizeQuery(model=ModelId("tiny"), tokens=(1,))
+    asker = Member(PEER, "member", None)
+    assert await Case().members.look(query, asker) == Text(text="tiny")
 
 
 def test_each_announcement_is_newer_than_the_last() -> None:

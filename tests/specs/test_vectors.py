@@ -12,7 +12,19 @@ from p2p_mesh.core.inventory import Announced, AskSnapshot, read
 from p2p_mesh.core.invite import Credential, check, join, public_bytes, read_token
 from p2p_mesh.core.names import mesh_id, peer_id
 from p2p_mesh.core.records import Announcement
-from p2p_mesh.core.wire import Ask, Cancel, End, ErrorMessage, Frames, Grew, decode, encode, frame
+from p2p_mesh.core.wire import (
+    Ask,
+    Cancel,
+    End,
+    ErrorMessage,
+    Found,
+    Frames,
+    Grew,
+    Look,
+    decode,
+    encode,
+    frame,
+)
 
 FOLDER = Path(__file__).parents[2] / "specs" / "vectors"
 
@@ -26,27 +38,44 @@ def key(name: str) -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(vectors("admission")["seeds"][name]))
 
 
-@pytest.mark.parametrize(
-    ("page", "name", "kind"),
-    [
-        ("admission", "hello_frame", Hello),
-        ("admission", "proof_frame", Proof),
-        ("admission", "end_frame", End),
-        ("inventory", "ask_frame", AskSnapshot),
-        ("inventory", "announced_frame", Announced),
-        ("inference", "ask_frame", Ask),
-        ("inference", "delta_frame", Grew),
-        ("inference", "cancel_frame", Cancel),
-        ("inference", "error_frame", ErrorMessage),
-        ("inference", "end_frame", End),
-    ],
-)
+FRAMES = [
+    ("admission", "hello_frame", Hello),
+    ("admission", "proof_frame", Proof),
+    ("admission", "end_frame", End),
+    ("inventory", "ask_frame", AskSnapshot),
+    ("inventory", "announced_frame", Announced),
+    ("inference", "ask_frame", Ask),
+    ("inference", "delta_frame", Grew),
+    ("inference", "cancel_frame", Cancel),
+    ("inference", "error_frame", ErrorMessage),
+    ("inference", "end_frame", End),
+    ("inference", "ask_choices_frame", Ask),
+    ("inference", "delta_choices_frame", Grew),
+    ("inference", "ask_text_frame", Ask),
+    ("inference", "look_embed_frame", Look),
+    ("inference", "look_rerank_frame", Look),
+    ("inference", "look_tokenize_frame", Look),
+    ("inference", "look_detokenize_frame", Look),
+    ("inference", "found_vectors_frame", Found),
+    ("inference", "found_scores_frame", Found),
+    ("inference", "found_tokens_frame", Found),
+    ("inference", "found_text_frame", Found),
+]
+
+
+@pytest.mark.parametrize(("page", "name", "kind"), FRAMES)
 def test_frame_is_read_and_made_again(page: str, name: str, kind: type) -> None:
     raw = bytes.fromhex(vectors(page)[name])
     frames = Frames(limit=100_000)
     frames.feed(raw)
     (body,) = frames
     assert frame(decode(body, kind)) == raw
+
+
+def test_every_frame_has_its_kind() -> None:
+    pages = ("admission", "inventory", "inference")
+    found = {(page, name) for page in pages for name in vectors(page) if name.endswith("_frame")}
+    assert found == {(page, name) for page, name, _ in FRAMES}
 
 
 def test_names() -> None:

@@ -3,8 +3,8 @@ import trio
 import trio.testing
 
 from p2p_mesh.core.names import ModelId, RequestId
-from p2p_mesh.core.records import InferenceRequest, TextPrompt
-from p2p_mesh.errors import EngineDied, Overloaded, UnknownModel
+from p2p_mesh.core.records import DetokenizeQuery, EmbedQuery, InferenceRequest, Text, TextPrompt
+from p2p_mesh.errors import EngineDied, Overloaded, RequestError, UnknownModel
 from p2p_mesh.testing.inference import ScriptedInference, deltas
 
 
@@ -66,3 +66,22 @@ async def test_leaving_early_is_noted() -> None:
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert inference.cancelled.is_set()
+
+
+async def test_queries_have_the_replies_of_their_kind() -> None:
+    query = DetokenizeQuery(model=ModelId("tiny"), tokens=(1,))
+    inference = ScriptedInference(replies={DetokenizeQuery: Text(text="x")})
+    assert await inference.query(query) == Text(text="x")
+    assert inference.queries == [query]
+    with pytest.raises(RequestError, match="cannot"):
+        await inference.query(EmbedQuery(model=ModelId("tiny"), inputs=("x",)))
+    with pytest.raises(UnknownModel):
+        await inference.query(DetokenizeQuery(model=ModelId("huge"), tokens=(1,)))
+
+
+async def test_queries_may_be_refused_or_computed() -> None:
+    query = DetokenizeQuery(model=ModelId("tiny"), tokens=(1, 2))
+    with pytest.raises(Overloaded):
+        await ScriptedInference(replies={DetokenizeQuery: Overloaded("full")}).query(query)
+    counted = ScriptedInference(replies=lambda asked: Text(text=asked.model))
+    assert await counted.query(query) == Text(text="tiny")
