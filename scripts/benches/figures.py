@@ -6,7 +6,7 @@ import operator
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import psutil
 import trio
@@ -15,6 +15,7 @@ OTHERS = 0.25
 """Cores that other programs may take during a run; above it the run is repeated."""
 
 TRIES = 5
+T = TypeVar("T")
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt}
 
 
@@ -23,16 +24,23 @@ class Figure:
     name: str
     value: float
     unit: str
-    sign: Literal["<=", ">=", "<"]
-    bound: float
+    sign: Literal["<=", ">=", "<", ""] = ""
+    """Empty: nothing is wanted of it."""
+    bound: float = 0.0
 
     @property
     def wanted(self) -> str:
-        return f"{self.sign} {self.bound:g}"
+        return f"{self.sign} {self.bound:g}" if self.sign else ""
 
     @property
     def holds(self) -> bool:
-        return bool(_COMPARE[self.sign](self.value, self.bound))
+        return not self.sign or bool(_COMPARE[self.sign](self.value, self.bound))
+
+    @property
+    def verdict(self) -> str:
+        if not self.sign:
+            return ""
+        return "holds" if self.holds else "MISSED"
 
     def row(self) -> dict[str, Any]:
         return {
@@ -46,21 +54,18 @@ class Figure:
 
 def show(figures: Sequence[Figure]) -> None:
     rows = [("figure", "value", "unit", "wanted", "")]
-    rows += [
-        (one.name, f"{one.value:.3f}", one.unit, one.wanted, "holds" if one.holds else "MISSED")
-        for one in figures
-    ]
+    rows += [(one.name, f"{one.value:.3f}", one.unit, one.wanted, one.verdict) for one in figures]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
 
 
-async def undisturbed(run: Callable[[], Awaitable[Any]]) -> Any:
-    """What `run` gives in a run during which no other program took the cores; after TRIES of
-    them, the least disturbed one.
+async def undisturbed(run: Callable[[], Awaitable[T]], tries: int = TRIES) -> T:
+    """What `run` gives in a run during which no other program took the cores; after so many
+    tries, the least disturbed one.
     """
-    best: tuple[float, Any] | None = None
-    for _ in range(TRIES):
+    best: tuple[float, T] | None = None
+    for left in reversed(range(tries)):
         before, start = _others_seconds(), trio.current_time()
         result = await run()
         share = (_others_seconds() - before) / (trio.current_time() - start)
@@ -68,15 +73,18 @@ async def undisturbed(run: Callable[[], Awaitable[Any]]) -> Any:
             best = share, result
         if share <= OTHERS:
             break
-        print(f"other programs took {share:.2f} cores: repeated", file=sys.stderr)
+        what = "repeated" if left else "no more tries"
+        print(f"other programs took {share:.2f} cores: {what}", file=sys.stderr)
     assert best is not None
     return best[1]
 
 
 def _others_seconds() -> float:
-    """CPU seconds that were taken by programs which are neither this one nor its children."""
+    """CPU seconds that were taken by programs which are neither this one nor its children, or
+    by other machines on the same cores.
+    """
     times = psutil.cpu_times()
-    busy = times.user + times.nice + times.system
+    busy = times.user + times.nice + times.system + getattr(times, "steal", 0.0)
     own = psutil.Process().cpu_times()
     ours = own.user + own.system + own.children_user + own.children_system
     for child in psutil.Process().children(recursive=True):
