@@ -22,16 +22,30 @@ from p2p_mesh.core.names import ModelId, RequestId
 from p2p_mesh.core.records import (
     ChatPrompt,
     Delta,
+    DetokenizeQuery,
+    EmbedQuery,
     InferenceRequest,
     ModelFile,
+    Resume,
     Sampling,
+    Text,
     TextPrompt,
+    TokenizeQuery,
     TokenPrompt,
+    Tokens,
+    Vectors,
 )
 from p2p_mesh.errors import EngineDied, MeshError, ModelError, RequestError
 from p2p_mesh.serve.backend import Load
 from p2p_mesh.testing.mesh import NoMesh
-from p2p_mesh.testing.models import LOOPING, Lies, Shape, write_model, write_truncated
+from p2p_mesh.testing.models import (
+    LOOPING,
+    Lies,
+    Shape,
+    write_embedder,
+    write_model,
+    write_truncated,
+)
 
 GREEDY = Sampling(temperature=0)
 PROMPT = TokenPrompt(tokens=(1, 20, 30, 40))
@@ -53,10 +67,8 @@ async def engine(tiny: ModelFile) -> AsyncIterator[LlamaEngine]:
         yield engine
 
 
-def start(
-    model: ModelFile, *, exact: bool = False, **more: Any
-) -> AbstractAsyncContextManager[LlamaEngine]:
-    return LlamaCpp(exact=exact).open(Load(model, threads=1, **more), NoMesh())
+def start(model: ModelFile, **more: Any) -> AbstractAsyncContextManager[LlamaEngine]:
+    return LlamaCpp().open(Load(model, threads=1, **more), NoMesh())
 
 
 def ask(prompt: ChatPrompt | TextPrompt | TokenPrompt = PROMPT, **more: Any) -> InferenceRequest:
@@ -70,6 +82,10 @@ async def answer(engine: LlamaEngine, request: InferenceRequest) -> list[Delta]:
 
 def text(deltas: list[Delta]) -> str:
     return "".join(delta.text for delta in deltas)
+
+
+def tokens(deltas: list[Delta]) -> list[int]:
+    return [token for delta in deltas for token in delta.tokens]
 
 
 def lives(pid: int | None) -> bool:
@@ -89,11 +105,10 @@ async def test_a_chat_is_answered_and_no_process_is_left(tiny: ModelFile) -> Non
         hello = ChatPrompt(messages=({"role": "user", "content": "Hello"},))
         deltas = await answer(engine, ask(hello, sampling=GREEDY, max_tokens=20))
         about = engine.describe()
-    assert len(deltas) == 20
-    assert all(len(delta.tokens) == 1 for delta in deltas)
+    assert len(tokens(deltas)) == 20
     assert deltas[-1].finish == "length"
     assert deltas[-1].usage
-    assert deltas[-1].usage.completion_tokens == len(deltas)
+    assert deltas[-1].usage.completion_tokens == 20
     assert deltas[-1].usage.prompt_tokens > 10
     assert seen[-1] == 1.0
     assert (about.context, about.slots, about.device) == (8192, 4, "cpu")
@@ -110,12 +125,49 @@ async def test_the_same_seed_gives_the_same_text(engine: LlamaEngine) -> None:
 
 
 async def test_an_answer_goes_on_from_its_tokens(tiny: ModelFile) -> None:
-    async with start(tiny, exact=True) as engine:
+    async with start(tiny, deterministic=True) as engine:
         whole = await answer(engine, ask(sampling=GREEDY, max_tokens=100))
-        ids = [delta.tokens[0] for delta in whole]
-        refilled = TokenPrompt(tokens=(*PROMPT.tokens, *ids[:70]))
-        rest = await answer(engine, ask(refilled, sampling=GREEDY, max_tokens=30))
-    assert [delta.tokens[0] for delta in rest] == ids[70:]
+        ids = tokens(whole)
+        seen = text(whole)[:50]
+        broken = Resume(tokens=tuple(ids[:70]), text=len(seen))
+        rest = await answer(engine, ask(sampling=GREEDY, max_tokens=100, resume=(broken,)))
+    assert tokens(rest) == ids[70:]
+    assert seen + text(rest) == text(whole)
+
+
+async def test_texts_are_tokenized(engine: LlamaEngine) -> None:
+    name = ModelId("tiny")
+    found = await engine.query(TokenizeQuery(model=name, prompt=TextPrompt(text="the cat")))
+    assert isinstance(found, Tokens)
+    back = await engine.query(DetokenizeQuery(model=name, tokens=found.tokens[1:]))
+    assert back == Text(text=" the cat")
+    with pytest.raises(RequestError, match="no vectors"):
+        await engine.query(EmbedQuery(model=name, inputs=("the cat",)))
+
+
+async def test_an_encoder_makes_vectors(tmp_path: Path) -> None:
+    async with start(write_embedder(tmp_path / "small.gguf")) as engine:
+        assert engine.describe().capabilities == {"embed"}
+        found = await engine.query(EmbedQuery(model=ModelId("small"), inputs=("the", "cat", "the")))
+        assert isinstance(found, Vectors)
+        assert found.vectors[0] == found.vectors[2] != found.vectors[1]
+        with pytest.raises(RequestError, match="does not write"):
+            await answer(engine, ask())
+
+
+async def test_the_speed_of_a_draft_is_taken(tiny: ModelFile) -> None:
+    async with start(tiny, draft=tiny, deterministic=True) as engine:
+        drafted = await answer(engine, ask(sampling=GREEDY, max_tokens=40))
+    async with start(tiny, speculation=False, deterministic=True) as engine:
+        plain = await answer(engine, ask(sampling=GREEDY, max_tokens=40))
+    assert text(drafted) == text(plain)
+
+
+async def test_a_draft_of_another_vocabulary_is_refused(tiny: ModelFile, tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other.gguf", shape=Shape(vocabulary=1024))
+    with pytest.raises(ModelError, match="other vocabulary|another vocabulary"):
+        async with start(tiny, draft=other):
+            raise AssertionError("it loaded")
 
 
 async def test_several_at_once_answer_as_alone(tiny: ModelFile) -> None:
@@ -124,7 +176,7 @@ async def test_several_at_once_answer_as_alone(tiny: ModelFile) -> None:
         for place in range(7)  # more than there are slots
     ]
     together: dict[int, list[Delta]] = {}
-    async with start(tiny, exact=True) as engine:
+    async with start(tiny, deterministic=True) as engine:
 
         async def run(place: int, request: InferenceRequest) -> None:
             together[place] = await answer(engine, request)
@@ -133,7 +185,9 @@ async def test_several_at_once_answer_as_alone(tiny: ModelFile) -> None:
             for place, request in enumerate(requests):
                 nursery.start_soon(run, place, request)
         for place, request in enumerate(requests):
-            assert await answer(engine, request) == together[place]
+            alone = await answer(engine, request)
+            assert tokens(alone) == tokens(together[place])
+            assert text(alone) == text(together[place])
 
 
 async def test_cancelling_frees_the_slot(tiny: ModelFile) -> None:
@@ -142,14 +196,14 @@ async def test_cancelling_frees_the_slot(tiny: ModelFile) -> None:
             async with engine.generate(ask(sampling=GREEDY)) as deltas:
                 await anext(deltas)
         with trio.fail_after(2):
-            assert len(await answer(engine, ask(sampling=GREEDY, max_tokens=3))) == 3
+            assert len(tokens(await answer(engine, ask(sampling=GREEDY, max_tokens=3)))) == 3
 
 
 async def test_a_slow_reader_holds_up_nobody(engine: LlamaEngine) -> None:
     async with engine.generate(ask(sampling=GREEDY)) as slow:
         await anext(slow)
         for _ in range(20):
-            assert len(await answer(engine, ask(sampling=GREEDY, max_tokens=20))) == 20
+            assert len(tokens(await answer(engine, ask(sampling=GREEDY, max_tokens=20)))) == 20
         assert (await anext(slow)).tokens
 
 
@@ -168,7 +222,7 @@ async def test_a_prompt_that_is_too_long_is_refused(tiny: ModelFile) -> None:
         ) as caught:
             await answer(engine, ask(TokenPrompt(tokens=(5,) * 65)))
         assert caught.value.param == "prompt"
-        assert len(await answer(engine, ask(max_tokens=2, sampling=GREEDY))) == 2
+        assert len(tokens(await answer(engine, ask(max_tokens=2, sampling=GREEDY)))) == 2
 
 
 async def test_a_prompt_of_many_calls_is_read(engine: LlamaEngine) -> None:

@@ -1,9 +1,10 @@
-"""What llama.cpp computes with: the KV memory of all sequences, one call's rows, the samplers.
+"""What llama.cpp computes with: the KV cache of all sequences, and the rows of one call.
 
-One unified KV memory holds every sequence, so that a part of one can be copied to another later
-(`llama_memory_seq_cp` aborts otherwise). But there the cells of a sequence lie where others left
-room, and sums over them are taken in the order of the cells: measured, 70 of 240 greedy answers in
-company were not those alone, and none with a memory for each (`exact`).
+Each sequence has a cache of its own (`kv_unified` is false). In one cache for all, the cells of a
+sequence lie where others left room, and sums over them are taken in the order of the cells:
+measured, 70 of 240 greedy answers in company were not those alone, and none with a cache for each.
+Attention then also passes over nobody else's cells. The price: a prefix is copied, cells and all,
+and sequences share one graph only where their numbers follow one another.
 
 Arrays are made once and filled by slices: a Python list of the vocabulary is never made.
 """
@@ -11,37 +12,46 @@ Arrays are made once and filled by slices: a Python list of the vocabulary is ne
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from meshnode_llama_cpp.library import L, complaint
 from meshnode_llama_cpp.model import Model
-from meshnode_llama_cpp.sampling import (
-    PENALTY_WINDOW,
-    Draw,
-    Greedy,
-    Link,
-    MinP,
-    Penalties,
-    Temperature,
-    TopK,
-    TopP,
-    chain,
-    draw_seed,
-    penalises,
-)
-from p2p_mesh.core.records import Sampling
+from meshnode_llama_cpp.prefixes import Rules
+from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import ModelError
+
+OUTPUTS = 64
+"""Rows of one call that can be answered: room for guesses, and for a prompt that is scored."""
+
+_TYPES: dict[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}  # GGML_TYPE_*
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a context is made for. Tokens, sequences, rows of one call."""
+
+    context: int
+    slots: int
+    threads: int
+    rows: int
+    kv_type: KvType = "f16"
+    is_exact: bool = False
+    """Sums are taken in the order of positions, always: a sliding window keeps all its cells."""
 
 
 class Rows:
     """The rows of one call: a token, where it stands, whose it is, and whether it is answered."""
 
     def __init__(self, most: int) -> None:
+        self.most = most
         self._tokens: Any = (ctypes.c_int32 * most)()
         self._positions = (ctypes.c_int32 * most)()
         self._owners = (ctypes.c_int32 * most)()
-        self._outputs = (ctypes.c_int8 * most)()
+        self._outputs: Any = (ctypes.c_int8 * most)()
         first, size = ctypes.addressof(self._owners), ctypes.sizeof(ctypes.c_int32)
         row_owners = [first + size * row for row in range(most)]
         self._owner_lists = (ctypes.c_void_p * most)(*row_owners)
@@ -59,49 +69,49 @@ class Rows:
     def clear(self) -> None:
         self.batch.n_tokens = 0
 
-    def add(self, slot: int, position: int, tokens: list[int], *, output: bool) -> int:
-        """Rows of one sequence; returns the last, which alone can be answered."""
+    def add(self, slot: int, position: int, tokens: list[int], *, outputs: int) -> int:
+        """Rows of one sequence, of which the last `outputs` are answered; returns the first of
+        those. Slots come in rising order: what follows one another shares a graph.
+        """
         start, count = self.batch.n_tokens, len(tokens)
         end = start + count
         self._tokens[start:end] = tokens
         self._positions[start:end] = list(range(position, position + count))
         self._owners[start:end] = [slot] * count
-        self._outputs[start:end] = [0] * count
-        self._outputs[end - 1] = output
+        self._outputs[start:end] = [0] * (count - outputs) + [1] * outputs
         self.batch.n_tokens = end
-        return int(end - 1)
+        return int(end - outputs)
 
 
 class Context:
-    """The KV memory of a model and the computation over it."""
+    """The KV cache of a model and the computation over it."""
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        context: int,
-        slots: int,
-        threads: int,
-        rows: int,
-        exact: bool = False,
-    ) -> None:
+    def __init__(self, model: Model, plan: Plan) -> None:
         params = L.llama_context_default_params()
-        params.n_ctx = context * slots
-        params.n_batch = params.n_ubatch = rows
-        params.n_seq_max = params.n_outputs_max = slots
-        params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = not exact
+        params.n_ctx = plan.context * plan.slots
+        params.n_batch = params.n_ubatch = plan.rows
+        params.n_seq_max = plan.slots
+        params.n_outputs_max = min(plan.rows, max(plan.slots, OUTPUTS))
+        params.n_threads = params.n_threads_batch = plan.threads
+        params.kv_unified = False
+        params.swa_full = plan.is_exact
+        params.type_k = params.type_v = _TYPES[plan.kv_type]
         params.no_perf = True  # and flash_attn_type as it is: on, where device and model allow it
         self.handle = L.llama_init_from_model(model.handle, params)
         self._memory = L.llama_get_memory(self.handle) if self.handle else None
         if not self.handle:
             raise ModelError(
-                f"llama.cpp makes no context of {context} x {slots} for {model.name}: {complaint()}"
+                f"llama.cpp makes no context of {plan.context} x {plan.slots} for {model.name}: "
+                f"{complaint()}"
             )
         if not self._memory:
             raise ModelError(f"{model.name} has no memory of what it read: it cannot write")
-        self.rows = Rows(rows)
+        self.rows = Rows(plan.rows)
+        self.outputs: int = params.n_outputs_max
+        cells = model.window + plan.rows if model.window and not plan.is_exact else 0
+        self.rules = Rules(trims=not model.is_recurrent, cells=cells)
         self.vocabulary = model.token_count
+        self._row_type = ctypes.c_float * self.vocabulary
         self._warm(max(0, model.begin))
 
     def decode(self) -> None:
@@ -109,68 +119,47 @@ class Context:
         status = L.llama_decode(self.handle, self.rows.batch)
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}")
+        L.llama_synchronize(self.handle)
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """Those of a row that is answered: llama.cpp's own buffer, good until the next call."""
+        found = L.llama_get_logits_ith(self.handle, row)
+        data: Any = self._row_type.from_address(ctypes.addressof(found.contents))
+        return np.frombuffer(data, np.dtype(np.float32))
 
     def forget(self, slot: int) -> None:
         """Frees what a sequence holds."""
         L.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
+    def trim(self, slot: int, position: int) -> None:
+        """Gives up what a sequence holds from a position on. RuntimeError where the model's
+        memory cannot (`rules`).
+        """
+        if not L.llama_memory_seq_rm(self._memory, slot, position, -1):
+            raise RuntimeError(f"sequence {slot} cannot be cut back to {position}")
+
+    def copy(self, source: int, slot: int) -> None:
+        """Gives a sequence what another one holds."""
+        self.forget(slot)
+        L.llama_memory_seq_cp(self._memory, source, slot, -1, -1)
+
+    def save(self, slot: int) -> bytes:
+        """All that a sequence holds."""
+        size = L.llama_state_seq_get_size(self.handle, slot)
+        data = (ctypes.c_uint8 * size)()
+        written = L.llama_state_seq_get_data(self.handle, data, size, slot)
+        return bytes(memoryview(data)[:written])
+
+    def restore(self, slot: int, state: bytes) -> None:
+        """Gives a sequence what `save` had from one."""
+        self.forget(slot)
+        data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if not L.llama_state_seq_set_data(self.handle, data, len(state), slot):
+            raise RuntimeError(f"a state of {len(state)} bytes was not taken")
+
     def _warm(self, token: int) -> None:
         """A first token: brings the weights in, and shows here what the model cannot do."""
         self.rows.clear()
-        self.rows.add(0, 0, [token], output=True)
+        self.rows.add(0, 0, [token], outputs=1)
         self.decode()
-        L.llama_synchronize(self.handle)
         L.llama_memory_clear(self._memory, True)
-
-
-class Sampler:
-    """Draws the tokens of one answer. `free` it."""
-
-    def __init__(
-        self, context: Context, sampling: Sampling, prompt: Sequence[int], choice: int = 0
-    ) -> None:
-        self._context = context
-        self._seed, self._choice = sampling.seed, choice
-        params = L.llama_sampler_chain_default_params()
-        params.no_perf = True
-        self._chain = L.llama_sampler_chain_init(params)
-        self._draws = False
-        for link in chain(sampling):
-            self._draws = isinstance(link, Draw)
-            L.llama_sampler_chain_add(self._chain, _native(link, context.vocabulary))
-        self._last: int = L.llama_sampler_chain_n(self._chain) - 1
-        if penalises(sampling):
-            for token in prompt[-PENALTY_WINDOW:]:
-                L.llama_sampler_accept(self._chain, token)
-
-    def sample(self, row: int, position: int) -> int:
-        """The token at that position of the answer, from that row of the last call."""
-        if self._draws:
-            seed = draw_seed(self._seed, self._choice, position)
-            L.llama_sampler_free(L.llama_sampler_chain_remove(self._chain, self._last))
-            L.llama_sampler_chain_add(self._chain, L.llama_sampler_init_dist(seed))
-        token: int = L.llama_sampler_sample(self._chain, self._context.handle, row)
-        return token
-
-    def free(self) -> None:
-        L.llama_sampler_free(self._chain)
-
-
-def _native(link: Link, vocabulary: int) -> Any:
-    match link:
-        case Penalties(repeat, frequency, presence):
-            return L.llama_sampler_init_penalties(
-                vocabulary, PENALTY_WINDOW, repeat, frequency, presence
-            )
-        case TopK(count):
-            return L.llama_sampler_init_top_k(count)
-        case TopP(share):
-            return L.llama_sampler_init_top_p(share, 1)
-        case MinP(share):
-            return L.llama_sampler_init_min_p(share, 1)
-        case Temperature(value):
-            return L.llama_sampler_init_temp(value)
-        case Greedy():
-            return L.llama_sampler_init_greedy()
-        case Draw():
-            return L.llama_sampler_init_dist(0)

@@ -20,7 +20,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from subprocess import DEVNULL, PIPE
 
@@ -29,7 +29,7 @@ import trio
 
 from meshnode_llama_cpp import frames
 from meshnode_llama_cpp.template import HELD
-from p2p_mesh.core.records import Delta, InferenceRequest
+from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply
 from p2p_mesh.errors import EngineDied, MeshError, ModelError, RequestError, from_code
 from p2p_mesh.serve.backend import Description, Fit, Load
 
@@ -41,7 +41,7 @@ _KEPT_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "GGML_", "LLAMA_")
 _TAIL_LINES, _TAIL_LENGTH = 300, 400  # a traceback has up to 200
 _SPARE_DELTAS = 8  # a last one without a token, and some
 
-Word = Delta | MeshError
+Word = Delta | Reply | MeshError
 
 
 def environment(ours: Mapping[str, str], path: list[str]) -> dict[str, str]:
@@ -75,6 +75,7 @@ class Deltas:
             raise StopAsyncIteration from None
         if isinstance(word, MeshError):
             raise word
+        assert isinstance(word, Delta)
         return word
 
 
@@ -105,7 +106,7 @@ class LlamaEngine:
     def describe(self) -> Description:
         ready = self._ready
         return Description(
-            capabilities=frozenset({"generate"}),
+            capabilities=frozenset(ready.capabilities if ready else ()),
             context=self._plan.context,
             slots=self._plan.slots,
             resumable=True,
@@ -118,18 +119,41 @@ class LlamaEngine:
     @asynccontextmanager
     async def generate(self, request: InferenceRequest) -> AsyncIterator[Deltas]:
         """The answer to a request; leaving the context cancels it."""
-        if self._ended.is_set() or self._closing:
-            raise EngineDied(self._reason or f"the engine of {self._name} was closed")
-        number = next(self._numbers)
-        send, receive = trio.open_memory_channel[Word](self._plan.context + _SPARE_DELTAS)
-        self._post(frames.Ask(number, request))
-        self._answers[number] = send
+        most = request.choices * (self._plan.context + _SPARE_DELTAS)
+        number, receive = self._begin(most, lambda number: frames.Ask(number, request))
         try:
             yield Deltas(receive)
         finally:
-            if self._answers.pop(number, None) is not None:
-                self._post(frames.Cancel(number))
-            receive.close()
+            self._leave(number, receive)
+
+    async def query(self, query: Query) -> Reply:
+        """What is answered at once."""
+        number, receive = self._begin(1, lambda number: frames.Look(number, query))
+        try:
+            word = await receive.receive()
+        finally:
+            self._leave(number, receive)
+        if isinstance(word, MeshError):
+            raise word
+        assert not isinstance(word, Delta)
+        return word
+
+    def _begin(
+        self, most: int, command: Callable[[int], frames.Command]
+    ) -> tuple[int, trio.MemoryReceiveChannel[Word]]:
+        """Asks, and makes the queue for what comes: at most so many words."""
+        if self._ended.is_set() or self._closing:
+            raise EngineDied(self._reason or f"the engine of {self._name} was closed")
+        number = next(self._numbers)
+        send, receive = trio.open_memory_channel[Word](most)
+        self._post(command(number))
+        self._answers[number] = send
+        return number, receive
+
+    def _leave(self, number: int, receive: trio.MemoryReceiveChannel[Word]) -> None:
+        if self._answers.pop(number, None) is not None:
+            self._post(frames.Cancel(number))
+        receive.close()
 
     async def wait_ended(self) -> str:
         await self._ended.wait()
@@ -200,6 +224,8 @@ class LlamaEngine:
                 self._settled.set()
             case frames.Answer(number, delta):
                 self._pass_on(number, delta, last=delta.usage is not None)
+            case frames.Replied(number, reply):
+                self._pass_on(number, reply, last=True)
             case frames.Rejected(number, code, message, param):
                 self._pass_on(number, from_code(code, message, param=param), last=True)
 
@@ -250,7 +276,7 @@ class LlamaEngine:
 
 
 @asynccontextmanager
-async def run_engine(load: Load, plan: Fit, *, exact: bool = False) -> AsyncIterator[LlamaEngine]:
+async def run_engine(load: Load, plan: Fit) -> AsyncIterator[LlamaEngine]:
     """Starts a process, loads the model, and ends the process when the context is left."""
     process, stream = await _start()
     engine = LlamaEngine(load, plan, process, stream)
@@ -262,7 +288,7 @@ async def run_engine(load: Load, plan: Fit, *, exact: bool = False) -> AsyncIter
                     nursery.start_soon(engine._listen)
                     assert process.stderr is not None
                     nursery.start_soon(engine._hear, process.stderr)
-                    engine._post(_open_command(load, plan, exact))
+                    engine._post(_open_command(load, plan))
                     await engine._wait_ready()
                     yield engine
                 finally:
@@ -292,7 +318,7 @@ async def _start() -> tuple[trio.Process, trio.SocketStream]:
     return process, trio.SocketStream(trio.socket.from_stdlib_socket(ours))
 
 
-def _open_command(load: Load, plan: Fit, exact: bool) -> frames.Open:
+def _open_command(load: Load, plan: Fit) -> frames.Open:
     return frames.Open(
         name=load.model.id,
         path=load.model.path,
@@ -300,7 +326,12 @@ def _open_command(load: Load, plan: Fit, exact: bool) -> frames.Open:
         slots=plan.slots,
         threads=load.threads or _threads(),
         memory_limit=load.memory_limit,
-        exact=exact,
+        kv_type=load.kv_type or "f16",
+        gpu_layers=load.gpu_layers,
+        deterministic=load.deterministic,
+        speculation=load.speculation,
+        draft=load.draft.path if load.draft else None,
+        projector=load.projector.path if load.projector else None,
     )
 
 

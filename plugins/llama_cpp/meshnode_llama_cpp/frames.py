@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from p2p_mesh.core.records import Delta, InferenceRequest, KvType, Query, Reply
+from p2p_mesh.serve.backend import Capability
 
 MAX_FRAME = 64 * 2**20
 _HEAD = 4
@@ -69,7 +70,7 @@ class Ready(Struct, frozen=True, tag="ready"):
 
     numerics: str
     device: str
-    capabilities: tuple[str, ...] = ("generate",)
+    capabilities: tuple[Capability, ...] = ("generate",)
     notes: tuple[str, ...] = ()
     """What somebody who runs this model should know, in sentences."""
 

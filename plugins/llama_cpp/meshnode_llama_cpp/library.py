@@ -8,13 +8,14 @@ from __future__ import annotations
 import ctypes
 import os
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import llama_cpp.llama_cpp as L
 
-__all__ = ["L", "complaint", "devices", "numerics", "start"]
+__all__ = ["Device", "L", "complaint", "devices", "log", "numerics", "start"]
 
 _INFO, _WARNING, _ERROR, _CONTINUES = 2, 3, 4, 5  # GGML_LOG_LEVEL_*
 _MOST_COMPLAINTS = 16
@@ -24,7 +25,7 @@ _complaints: list[str] = []
 
 
 @L.llama_log_callback  # type: ignore[untyped-decorator]
-def _log(level: int, text: bytes, _data: Any) -> None:
+def log(level: int, text: bytes, _data: Any) -> None:
     """Warnings and errors to stderr, where the node keeps the last lines. Lives as long as the
     module: llama.cpp keeps the pointer.
     """
@@ -38,7 +39,7 @@ def _log(level: int, text: bytes, _data: Any) -> None:
 
 def start() -> None:
     """Once per process, before anything else of llama.cpp."""
-    L.llama_log_set(_log, None)
+    L.llama_log_set(log, None)
     L.llama_backend_init()
 
 
@@ -49,7 +50,14 @@ def complaint() -> str:
     return first[:300]
 
 
-def devices() -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Device:
+    name: str
+    free: int
+    """Bytes."""
+
+
+def devices() -> list[Device]:
     """The accelerators with memory that llama.cpp would use; none means the CPU."""
     if not L.llama_supports_gpu_offload():
         return []
@@ -60,15 +68,17 @@ def devices() -> list[str]:
     registry.ggml_backend_dev_get.restype = ctypes.c_void_p
     registry.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
     found = map(registry.ggml_backend_dev_get, range(registry.ggml_backend_dev_count()))
-    return [name for device in found if (name := _accelerator(base, device))]
+    return [known for device in found if (known := _accelerator(base, device))]
 
 
-def numerics(device: str, rows: int, *, exact: bool) -> str:
-    """What floating point depends on, in one line: equal lines mean equal answers."""
+def numerics(device: str, rows: int, *, kv_type: str, exact: bool) -> str:
+    """What floating point depends on, in one line. Where it says `exact`, equal lines mean equal
+    answers; elsewhere an answer also depends on what is computed beside it.
+    """
     features = zlib.crc32(L.llama_print_system_info())
     version = f"llama.cpp {L.llama_version().decode()} ({llama_cpp.__version__})"
-    memory = "f16/each" if exact else "f16/unified"
-    return f"{version} {features:08x} kv={memory} attention=auto rows={rows} {device}"[:256]
+    kind = "exact" if exact else "usual"
+    return f"{version} {features:08x} kv={kv_type} rows={rows} {kind} {device}"[:256]
 
 
 def _open(folder: Path, name: str) -> ctypes.CDLL:
@@ -76,7 +86,7 @@ def _open(folder: Path, name: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(linked if linked.exists() else folder / f"lib{name}.dylib"))
 
 
-def _accelerator(base: ctypes.CDLL, device: int) -> str | None:
+def _accelerator(base: ctypes.CDLL, device: int) -> Device | None:
     base.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
     base.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
     base.ggml_backend_dev_description.restype = ctypes.c_char_p
@@ -88,4 +98,4 @@ def _accelerator(base: ctypes.CDLL, device: int) -> str | None:
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
     name: bytes = base.ggml_backend_dev_description(device)
-    return name.decode(errors="replace") if free.value else None
+    return Device(name.decode(errors="replace"), free.value) if free.value else None

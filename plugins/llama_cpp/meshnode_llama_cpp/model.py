@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 
 from meshnode_llama_cpp.library import L, complaint
+from meshnode_llama_cpp.memory import BITS, gpu_layers
+from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import ModelError
 
 _NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE
@@ -13,29 +16,42 @@ _NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE
 
 class Model:
     def __init__(
-        self, path: str, *, name: str, progress: Callable[[float], None], offload: bool
+        self, path: str, *, name: str, progress: Callable[[float], None], gpu_layers: int = 0
     ) -> None:
-        """Raises ModelError if llama.cpp refuses the file; a worse file ends the process."""
+        """`gpu_layers`: how many layers GPUs compute; -1: all. Raises ModelError if llama.cpp
+        refuses the file; a worse file ends the process.
+        """
         self.name = name
         params = L.llama_model_default_params()
-        params.n_gpu_layers = -1 if offload else 0
+        params.n_gpu_layers = gpu_layers
         params.progress_callback = L.llama_progress_callback(_watch(progress))
         self.handle = L.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise ModelError(f"llama.cpp does not load {name}: {complaint()}")
         self._vocabulary = L.llama_model_get_vocab(self.handle)
-        self._check()
-        self.token_count: int = L.llama_vocab_n_tokens(self._vocabulary)
-        self._pieces: dict[int, bytes] = {}
-        self._ends: dict[int, bool] = {}
-
-    def _check(self) -> None:
         if L.llama_vocab_type(self._vocabulary) == _NO_VOCABULARY:
             raise ModelError(f"{self.name} has no vocabulary")
+        self.token_count: int = L.llama_vocab_n_tokens(self._vocabulary)
+        self._pieces: dict[int, bytes] = {}
+        self._spelled: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
+
+    def check_writes(self) -> None:
+        """Raises ModelError for a model that does not write token by token."""
         if L.llama_model_has_encoder(self.handle) or not L.llama_model_has_decoder(self.handle):
             raise ModelError(f"{self.name} has an encoder; only decoders are served")
         if L.llama_model_is_diffusion(self.handle):
             raise ModelError(f"{self.name} is a diffusion model; it does not write in order")
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether some of its memory is a state, which cannot go back."""
+        return bool(L.llama_model_is_recurrent(self.handle) or L.llama_model_is_hybrid(self.handle))
+
+    @property
+    def window(self) -> int:
+        """Tokens of the sliding window that some of its layers have; 0: none."""
+        return int(L.llama_model_n_swa(self.handle))
 
     @property
     def template(self) -> str | None:
@@ -75,9 +91,17 @@ class Model:
             piece = self._pieces[token] = self._spell(token, special=False)
         return piece
 
-    def written(self, token: int) -> str:
+    def spelled(self, token: int) -> bytes:
         """A token as a template writes it, control tokens too; empty for -1."""
-        return self._spell(token, special=True).decode(errors="replace") if token >= 0 else ""
+        spelled = self._spelled.get(token)
+        if spelled is None:
+            spelled = self._spell(token, special=True) if token >= 0 else b""
+            self._spelled[token] = spelled
+        return spelled
+
+    def written(self, token: int) -> str:
+        """The same as text."""
+        return self.spelled(token).decode(errors="replace")
 
     @property
     def gap(self) -> tuple[int, int, int] | None:
@@ -119,6 +143,26 @@ class Model:
             if count >= 0:
                 return buffer.raw[:count]
             room = -count
+
+
+def gpu_layers_that_fit(path: str, *, cells: int, kv_type: KvType, free: Sequence[int]) -> int:
+    """How many layers of the model in a file go to GPUs with so many bytes free, with a KV cache
+    of so many cells. The file's header is read, and no weights.
+    """
+    params = L.llama_model_default_params()
+    params.vocab_only = True
+    handle = L.llama_model_load_from_file(path.encode(), params)
+    if not handle:
+        return 0  # loading it in earnest will say why
+    layers = max(1, L.llama_model_n_layer(handle))
+    heads = max(1, L.llama_model_n_head(handle))
+    numbers = 2 * L.llama_model_n_embd(handle) * L.llama_model_n_head_kv(handle) // heads
+    L.llama_model_free(handle)
+    each = os.stat(path).st_size // (layers + 1)
+    kept = int(numbers * cells * BITS[kv_type] / 8)
+    return gpu_layers(
+        layers, layer_bytes=each, kv_bytes_per_layer=kept, output_bytes=each, free=free
+    )
 
 
 def _watch(progress: Callable[[float], None]) -> Callable[[float, object], bool]:

@@ -19,6 +19,11 @@ _RANDOM_SEED = 2**32 - 1  # LLAMA_DEFAULT_SEED: llama.cpp would draw a seed itse
 
 
 @dataclass(frozen=True, slots=True)
+class Bias:
+    added: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Penalties:
     repeat: float
     frequency: float
@@ -55,11 +60,13 @@ class Draw:
     """The last of a chain; another one, of another seed, for each position."""
 
 
-Link = Penalties | TopK | TopP | MinP | Temperature | Greedy | Draw
+Link = Bias | Penalties | TopK | TopP | MinP | Temperature | Greedy | Draw
 
 
 def chain(sampling: Sampling) -> Iterator[Link]:
     """The samplers in their order, llama.cpp's own, without those that would change nothing."""
+    if sampling.logit_bias:
+        yield Bias(sampling.logit_bias)
     if penalises(sampling):
         yield Penalties(
             sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty

@@ -20,14 +20,11 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 
 from meshnode_llama_cpp import frames
-from meshnode_llama_cpp.batching import EXACT, Limits
-from meshnode_llama_cpp.context import Context
-from meshnode_llama_cpp.decoder import Decoder, Task
-from meshnode_llama_cpp.library import devices, numerics, start
-from meshnode_llama_cpp.model import Model
-from meshnode_llama_cpp.prompt import Prompts
+from meshnode_llama_cpp.library import devices, start
+from meshnode_llama_cpp.served import open_model
 from p2p_mesh.errors import MeshError
 
 _SLACK = 2**30
@@ -46,7 +43,7 @@ def main(descriptor: int) -> None:
     command = inbox.take()
     assert isinstance(command, frames.Open)
     try:
-        worker = Worker(command, connection)
+        worker = Worker(command, connection, inbox)
     except MeshError as error:
         connection.sendall(frames.encode(frames.Failed(str(error))))
         return
@@ -97,6 +94,12 @@ class Inbox:
         now, self._held = sort(self._held)
         return now
 
+    def is_cancelled(self, number: int) -> bool:
+        """Whether that question was taken back while it is being answered."""
+        while not self._commands.empty():
+            self._held.append(self._commands.get())
+        return frames.Cancel(number) in self._held
+
     def _read(self) -> None:
         records = frames.commands()
         while data := self._connection.recv(65_536):
@@ -107,7 +110,7 @@ class Inbox:
 def sort(commands: list[frames.Command]) -> tuple[list[frames.Command], list[frames.Command]]:
     """Which commands to obey now, and which to hold: all cancellations, but one question."""
     cancelled = {one.number for one in commands if isinstance(one, frames.Cancel)}
-    asks = [one for one in commands if isinstance(one, frames.Ask)]
+    asks = [one for one in commands if isinstance(one, frames.Ask | frames.Look)]
     waiting = {one.number for one in asks}
     now: list[frames.Command] = [frames.Cancel(number) for number in cancelled - waiting]
     left: list[frames.Command] = [one for one in asks if one.number not in cancelled]
@@ -117,64 +120,40 @@ def sort(commands: list[frames.Command]) -> tuple[list[frames.Command], list[fra
 class Worker:
     """A model that answers."""
 
-    def __init__(self, command: frames.Open, connection: socket.socket) -> None:
-        self._connection = connection
-        self._context = command.context
+    def __init__(self, command: frames.Open, connection: socket.socket, inbox: Inbox) -> None:
+        self._connection, self._inbox = connection, inbox
         start()
         accelerators = devices()
         if command.memory_limit is not None and not accelerators:
             slack = _SLACK + command.threads * _STACK
             limit(resource.RLIMIT_DATA, command.memory_limit + slack)
-        limits = EXACT if command.exact else Limits()
-        model = self._load(command, offload=bool(accelerators))
-        self._prompts = Prompts(model, command.context)
-        context = Context(
-            model,
-            context=command.context,
-            slots=command.slots,
-            threads=command.threads,
-            rows=limits.rows,
-            exact=command.exact,
-        )
-        self._decoder = Decoder(model, context, slots=command.slots, limits=limits)
-        device = ", ".join(accelerators) or "cpu"
-        line = numerics(device, limits.rows, exact=command.exact)
-        self._send(frames.Ready(line, device, self._prompts.notes))
-
-    def _load(self, command: frames.Open, *, offload: bool) -> Model:
-        return Model(
-            command.path,
-            name=command.name,
-            progress=lambda share: self._send(frames.Progress(share)),
-            offload=offload,
-        )
+        served = open_model(command, accelerators, lambda share: self._send(frames.Progress(share)))
+        self._served = served
+        device = ", ".join(one.name for one in accelerators) or "cpu"
+        self._send(frames.Ready(served.numerics(device), device, served.capabilities, served.notes))
 
     @property
     def idle(self) -> bool:
-        return self._decoder.idle
+        return self._served.idle
 
     def obey(self, command: frames.Command) -> None:
-        match command:
-            case frames.Ask():
-                self._begin(command)
-            case frames.Cancel(number):
-                self._decoder.cancel(number)
+        """A request that cannot be taken is answered with the reason."""
+        try:
+            match command:
+                case frames.Ask(number, request):
+                    self._served.ask(number, request)
+                case frames.Look(number, query):
+                    is_cancelled = partial(self._inbox.is_cancelled, number)
+                    self._send(frames.Replied(number, self._served.look(query, is_cancelled)))
+                case frames.Cancel(number):
+                    self._served.cancel(number)
+        except MeshError as error:
+            assert isinstance(command, frames.Ask | frames.Look)
+            self._send(frames.Rejected(command.number, error.code, str(error), error.param))
 
     def step(self) -> None:
-        if not self._decoder.idle:
-            self._send(*self._decoder.step())
-
-    def _begin(self, ask: frames.Ask) -> None:
-        request = ask.request
-        try:
-            prompt = self._prompts.tokens(request)
-        except MeshError as error:
-            self._send(frames.Rejected(ask.number, error.code, str(error), error.param))
-            return
-        room = self._context - len(prompt)
-        most = min(room, request.max_tokens or room)
-        stops = self._prompts.stops(request)
-        self._decoder.add(Task(ask.number, prompt, request.sampling, stops, most))
+        if outcomes := self._served.step():
+            self._send(*outcomes)
 
     def _send(self, *records: frames.Report) -> None:
         self._connection.sendall(b"".join(map(frames.encode, records)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from meshnode_llama_cpp.context import Context
+from meshnode_llama_cpp.context import Context, Plan
 from meshnode_llama_cpp.library import start
 from meshnode_llama_cpp.model import Model
 
@@ -15,9 +15,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     start()
     path = tmp_path_factory.mktemp("models") / "tiny.gguf"
     write_model(path)
-    return Model(str(path), name="tiny", progress=lambda _: None, offload=False)
+    return Model(str(path), name="tiny", progress=lambda _: None)
 
 
 @pytest.fixture
 def context(model: Model) -> Context:
-    return Context(model, context=256, slots=2, threads=1, rows=64, exact=True)
+    return Context(model, Plan(context=256, slots=2, threads=1, rows=48))

@@ -1,53 +1,73 @@
 from __future__ import annotations
 
-from meshnode_llama_cpp.context import Context, Sampler
+from pathlib import Path
 
-from p2p_mesh.core.records import Sampling
+import numpy as np
+import pytest
+from meshnode_llama_cpp.context import Context, Plan
+from meshnode_llama_cpp.model import Model
+from numpy.typing import NDArray
 
-PROMPT = [1, 10, 20, 30]
+from p2p_mesh.core.records import KvType
+from p2p_mesh.errors import ModelError
+from p2p_mesh.testing.models import Shape, write_model
+
+PROMPT = [1, 10, 20, 30, 40, 50]
 
 
-def first(context: Context, sampling: Sampling, position: int = 0) -> int:
-    """The token that follows the prompt."""
+def read(context: Context, slot: int, tokens: list[int], position: int = 0) -> NDArray[np.float32]:
+    """The logits after the last of these tokens."""
     context.rows.clear()
-    row = context.rows.add(0, 0, PROMPT, output=True)
+    row = context.rows.add(slot, position, tokens, outputs=1)
     context.decode()
-    context.forget(0)
-    sampler = Sampler(context, sampling, PROMPT)
-    token = sampler.sample(row, position)
-    sampler.free()
-    return token
-
-
-def test_greedy_is_one_token(context: Context) -> None:
-    greedy = Sampling(temperature=0)
-    assert len({first(context, greedy, position) for position in range(8)}) == 1
-
-
-def test_a_draw_depends_on_seed_and_position_alone(context: Context) -> None:
-    sampling = Sampling(temperature=2, top_k=0, min_p=0, seed=3)
-    drawn = [first(context, sampling, position) for position in range(8)]
-    assert drawn == [first(context, sampling, position) for position in range(8)]
-    assert len(set(drawn)) > 1
-
-
-def test_a_penalty_looks_at_the_prompt(context: Context) -> None:
-    favourite = first(context, Sampling(temperature=0))
-    context.rows.clear()
-    row = context.rows.add(0, 0, PROMPT, output=True)
-    context.decode()
-    context.forget(0)
-    sampler = Sampler(context, Sampling(temperature=0, repeat_penalty=10), [*PROMPT, favourite])
-    assert sampler.sample(row, 0) != favourite
-    sampler.free()
+    return context.logits(row).copy()
 
 
 def test_sequences_do_not_see_one_another(context: Context) -> None:
-    alone = first(context, Sampling(temperature=0))
+    alone = read(context, 0, PROMPT)
+    context.forget(0)
     context.rows.clear()
-    context.rows.add(1, 0, [1, 99, 98, 97, 96], output=True)
-    row = context.rows.add(0, 0, PROMPT, output=True)
+    row = context.rows.add(0, 0, PROMPT, outputs=1)
+    context.rows.add(1, 0, [1, 99, 98, 97, 96], outputs=1)
     context.decode()
-    sampler = Sampler(context, Sampling(temperature=0), PROMPT)
-    assert sampler.sample(row, 0) == alone
-    sampler.free()
+    assert np.array_equal(context.logits(row), alone)
+
+
+def test_a_copied_beginning_is_the_beginning(context: Context) -> None:
+    whole = read(context, 0, PROMPT)
+    context.copy(0, 1)
+    context.trim(1, 4)
+    assert np.array_equal(read(context, 1, PROMPT[4:], 4), whole)
+
+
+def test_a_saved_state_goes_on_where_it_was(context: Context) -> None:
+    whole = read(context, 0, PROMPT)
+    context.trim(0, 5)
+    state = context.save(0)
+    context.restore(1, state)
+    assert np.array_equal(read(context, 1, PROMPT[5:], 5), whole)
+
+
+def test_every_row_can_be_answered(context: Context) -> None:
+    context.rows.clear()
+    row = context.rows.add(0, 0, PROMPT, outputs=3)
+    context.decode()
+    assert row == 3
+    last = context.logits(row + 2).copy()
+    context.forget(0)
+    assert np.array_equal(read(context, 0, PROMPT), last)
+
+
+@pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
+def test_a_smaller_kv_cache_is_nearly_the_same(tmp_path: Path, kv_type: KvType) -> None:
+    write_model(tmp_path / "wide.gguf", shape=Shape(heads=2, kv_heads=2))
+    model = Model(str(tmp_path / "wide.gguf"), name="wide", progress=lambda _: None)
+    usual, small = (Context(model, Plan(256, 1, 1, 48, kind)) for kind in ("f16", kv_type))
+    one, other = read(usual, 0, PROMPT), read(small, 0, PROMPT)
+    assert not np.array_equal(one, other)
+    assert np.corrcoef(one, other)[0, 1] > 0.9
+
+
+def test_a_kv_type_that_does_not_fit_is_refused_in_words(model: Model) -> None:
+    with pytest.raises(ModelError, match="block size 32 does not divide"):
+        Context(model, Plan(256, 1, 1, 48, "q8_0"))

@@ -1,83 +1,293 @@
 from __future__ import annotations
 
+import json
+import random
 from collections import defaultdict
+from pathlib import Path
+from typing import Any
 
-from meshnode_llama_cpp.batching import Limits
-from meshnode_llama_cpp.context import Context
-from meshnode_llama_cpp.decoder import Decoder, Task
+import pytest
+from meshnode_llama_cpp.context import Context, Plan
+from meshnode_llama_cpp.decoder import Decoder
+from meshnode_llama_cpp.draft import Draft
+from meshnode_llama_cpp.frames import Answer, Rejected
+from meshnode_llama_cpp.grammar import Grammars
 from meshnode_llama_cpp.model import Model
+from meshnode_llama_cpp.prompt import Prompts
+from meshnode_llama_cpp.scheduler import EXACT
+from meshnode_llama_cpp.seats import Seats
+from meshnode_llama_cpp.sequence import Task
 
-from p2p_mesh.core.records import Delta, Sampling, Usage
+from p2p_mesh.core.names import ModelId, RequestId
+from p2p_mesh.core.records import (
+    Delta,
+    InferenceRequest,
+    Resume,
+    Sampling,
+    TextPrompt,
+    TokenPrompt,
+)
+from p2p_mesh.testing.models import Kind, Shape, write_model
 
-LIMITS = Limits(rows=32, chunk=8)
 GREEDY = Sampling(temperature=0)
+WILD = Sampling(temperature=1.2, top_k=0, min_p=0, seed=7)
+CONTEXT = 512
 
 
-def task(number: int, length: int = 20, most: int = 12, stops: tuple[str, ...] = ()) -> Task:
-    prompt = [1, *(10 + (7 * number + place) % 400 for place in range(length - 1))]
-    return Task(number, prompt, GREEDY, stops, most)
+class Table:
+    """A decoder over a model, and the answers that it gave."""
+
+    def __init__(
+        self, model: Model, *, slots: int = 3, drafting: bool = False, **more: Any
+    ) -> None:
+        plan = Plan(CONTEXT, slots, threads=1, rows=EXACT.rows, is_exact=True)
+        context = Context(model, plan)
+        if drafting:
+            more["draft"] = Draft(model, Context(model, plan), model, slots)
+        self._prompts = Prompts(model, CONTEXT)
+        self.decoder = Decoder(
+            model, context, seats=Seats(context, slots), grammars=Grammars(model), limits=EXACT,
+            context_length=CONTEXT, **more,
+        )  # fmt: skip
+        self.answers: dict[int, list[Delta]] = defaultdict(list)
+        self.refused: list[Rejected] = []
+        self._numbers = iter(range(10_000))
+
+    def add(self, tokens: list[int], most: int = 12, **more: Any) -> int:
+        request = InferenceRequest(
+            id=RequestId("r"), model=ModelId("m"), prompt=TokenPrompt(tokens=tuple(tokens)),
+            max_tokens=most, **{"sampling": GREEDY, **more},
+        )  # fmt: skip
+        number = next(self._numbers)
+        prompt = self._prompts.read(request)
+        self.decoder.add(Task(number, request, prompt, min(most, CONTEXT - len(tokens))))
+        return number
+
+    def step(self) -> None:
+        for outcome in self.decoder.step():
+            if isinstance(outcome, Answer):
+                self.answers[outcome.number].append(outcome.delta)
+            else:
+                self.refused.append(outcome)
+
+    def run(self) -> None:
+        while not self.decoder.idle:
+            self.step()
+
+    def ask(self, tokens: list[int], most: int = 12, **more: Any) -> list[Delta]:
+        number = self.add(tokens, most, **more)
+        self.run()
+        return self.answers[number]
 
 
-def run(decoder: Decoder, *tasks: Task) -> dict[int, list[Delta]]:
-    found: dict[int, list[Delta]] = defaultdict(list)
-    for one in tasks:
-        decoder.add(one)
-    while not decoder.idle:
-        for answer in decoder.step():
-            found[answer.number].append(answer.delta)
-    return found
+def ids(deltas: list[Delta], choice: int = 0) -> list[int]:
+    return [token for delta in deltas if delta.choice == choice for token in delta.tokens]
 
 
-def fresh(model: Model, context: Context) -> Decoder:
-    return Decoder(model, context, slots=2, limits=LIMITS)
+def text(deltas: list[Delta]) -> str:
+    return "".join(delta.text for delta in deltas)
 
 
-def test_an_answer_has_a_delta_for_each_token_and_usage_at_the_end(
-    model: Model, context: Context
-) -> None:
-    deltas = run(fresh(model, context), task(0, length=70))[0]
+def prompt(number: int, length: int = 20) -> list[int]:
+    return [1, *(10 + (7 * number + place * place) % 400 for place in range(length - 1))]
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Model:
+    return load(tmp_path_factory.mktemp("endless"), "llama")
+
+
+def load(folder: Path, kind: Kind) -> Model:
+    path = folder / f"{kind}.gguf"
+    write_model(path, kind=kind, shape=Shape(layers=4), endless=True)
+    return Model(str(path), name=kind, progress=lambda _: None)
+
+
+def test_an_answer_has_a_delta_for_each_token_and_usage_at_the_end(endless: Model) -> None:
+    deltas = Table(endless).ask(prompt(0, 70))
     assert [len(delta.tokens) for delta in deltas] == [1] * 12
     assert [delta.finish for delta in deltas] == [None] * 11 + ["length"]
-    assert deltas[-1].usage == Usage(prompt_tokens=70, completion_tokens=12)
+    usage = deltas[-1].usage
+    assert usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (70, 12, 0)
     assert all(delta.usage is None for delta in deltas[:-1])
 
 
-def test_company_does_not_change_an_answer(model: Model, context: Context) -> None:
-    tasks = [task(number, length=5 + 9 * number) for number in range(5)]
-    together = run(fresh(model, context), *tasks)
-    for one in tasks:
-        assert run(fresh(model, context), one)[one.number] == together[one.number]
+def test_company_and_slots_change_no_answer(endless: Model) -> None:
+    table = Table(endless, slots=4)
+    asked = {table.add(prompt(n, 5 + 9 * n), 30, sampling=(GREEDY, WILD)[n % 2]): n
+             for n in range(9)}  # fmt: skip
+    table.run()
+    for number, n in asked.items():
+        alone = Table(endless, slots=1).ask(
+            prompt(n, 5 + 9 * n), 30, sampling=(GREEDY, WILD)[n % 2]
+        )
+        assert ids(alone) == ids(table.answers[number])
 
 
-def test_a_stop_string_ends_an_answer_and_frees_the_slot(model: Model, context: Context) -> None:
-    whole = "".join(delta.text for delta in run(fresh(model, context), task(0))[0])
+def test_a_stop_string_ends_an_answer(endless: Model) -> None:
+    table = Table(endless)
+    whole = text(table.ask(prompt(0)))
     stop = whole[len(whole) // 2 :][:3]
-    decoder = fresh(model, context)
-    deltas = run(decoder, task(0, stops=(stop,)))[0]
+    deltas = table.ask(prompt(0), stop=(stop,))
     assert deltas[-1].finish == "stop"
-    assert "".join(delta.text for delta in deltas) == whole[: whole.index(stop)]
+    assert text(deltas) == whole[: whole.index(stop)]
 
 
-def test_the_end_of_a_turn_is_counted_and_not_shown(model: Model, context: Context) -> None:
-    found = run(fresh(model, context), *(task(number, most=200) for number in range(8)))
-    ended = [deltas for deltas in found.values() if deltas[-1].finish == "stop"]
+def test_the_end_of_a_turn_is_counted_and_not_shown(model: Model) -> None:
+    table = Table(model)
+    ended = [
+        deltas for n in range(12) if (deltas := table.ask(prompt(n), 200))[-1].finish == "stop"
+    ]
     assert ended
     for deltas in ended:
-        last = deltas[-1]
-        assert model.ends(last.tokens[0])
-        assert last.text == ""
-        assert last.usage
-        assert last.usage.completion_tokens == len(deltas)
+        assert model.ends(deltas[-1].tokens[-1])
+        assert deltas[-1].text == ""
+        assert deltas[-1].usage
+        assert deltas[-1].usage.completion_tokens == len(ids(deltas))
 
 
-def test_cancelled_answers_make_room(model: Model, context: Context) -> None:
-    decoder = fresh(model, context)
-    for number in range(3):
-        decoder.add(task(number, most=10_000))
-    decoder.step()
-    decoder.cancel(0)
-    decoder.cancel(2)
-    decoder.cancel(1)
-    decoder.cancel(1)
-    assert decoder.idle
-    assert run(decoder, task(3)) == run(fresh(model, context), task(3))
+def test_cancelled_answers_make_room(endless: Model) -> None:
+    table = Table(endless, slots=2)
+    numbers = [table.add(prompt(n), 400) for n in range(4)]
+    table.step()
+    for number in (*numbers, *numbers):
+        table.decoder.cancel(number)
+    assert table.decoder.idle
+    assert ids(table.ask(prompt(9))) == ids(Table(endless).ask(prompt(9)))
+
+
+def test_a_second_turn_reads_the_new_turn_only(endless: Model) -> None:
+    table = Table(endless)
+    first = table.ask(prompt(0, 100))
+    turn = prompt(0, 100) + ids(first) + prompt(3, 10)
+    second = table.ask(turn)
+    assert second[-1].usage
+    assert second[-1].usage.cached_tokens == 111  # all but the last token, which was not fed
+    assert ids(second) == ids(Table(endless).ask(turn))
+
+
+def test_choices_share_the_prompt_and_differ(endless: Model) -> None:
+    table = Table(endless, slots=2)
+    deltas = table.ask(prompt(0, 100), choices=3, sampling=WILD)
+    texts = [ids(deltas, choice) for choice in range(3)]
+    assert len(set(map(tuple, texts))) == 3
+    assert [delta.finish for delta in deltas].count("length") == 3
+    assert [delta.usage for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
+    usage = deltas[-1].usage
+    assert usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (100, 36)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 11, 29])
+def test_a_broken_answer_goes_on(endless: Model, cut: int) -> None:
+    whole = Table(endless).ask(prompt(0), 30, sampling=WILD, choices=2)
+    one, other = ids(whole, 0), ids(whole, 1)
+    seen = "".join(delta.text for delta in whole if delta.choice == 1)[: cut // 2]
+    resume = (Resume(choice=0, tokens=tuple(one), finished=True),
+              Resume(choice=1, tokens=tuple(other[:cut]), text=len(seen)))  # fmt: skip
+    rest = Table(endless).ask(prompt(0), 30, sampling=WILD, choices=2, resume=resume)
+    assert ids(rest, 1) == other[cut:]
+    assert seen + text(rest) == "".join(delta.text for delta in whole if delta.choice == 1)
+    assert [delta.finish for delta in rest if delta.finish] == ["length"]
+    assert rest[-1].usage
+    assert rest[-1].usage.completion_tokens == 60
+
+
+def test_an_answer_that_broke_at_its_very_end_is_finished(endless: Model) -> None:
+    whole = Table(endless).ask(prompt(0))
+    resume = (Resume(tokens=tuple(ids(whole)), text=len(text(whole))),)
+    rest = Table(endless).ask(prompt(0), resume=resume)
+    assert [(delta.tokens, delta.text, delta.finish) for delta in rest] == [((), "", "length")]
+
+
+def test_every_token_has_its_logprob(endless: Model) -> None:
+    deltas = Table(endless).ask(prompt(0), logprobs=2)
+    scores = [score for delta in deltas for score in delta.logprobs]
+    assert [score.token for score in scores] == ids(deltas)
+    assert all(score.top[0][0] == score.token for score in scores)  # it is greedy
+    assert all(len(score.top) == 2 for score in scores)
+
+
+def test_a_prompt_is_echoed_and_scored(endless: Model) -> None:
+    table = Table(endless)
+    table.ask(prompt(0, 150))
+    deltas = table.ask(prompt(0, 150), 1, echo=True, logprobs=1)
+    scores = [score for delta in deltas for score in delta.logprobs]
+    assert [score.token for score in scores] == [*prompt(0, 150), *ids(deltas)]
+    assert [score.logprob is None for score in scores] == [True] + [False] * 150
+    assert deltas[0].text.endswith(endless.piece(ids(deltas)[0]).decode(errors="replace"))
+
+
+def test_a_prompt_alone_is_scored(endless: Model) -> None:
+    deltas = Table(endless).ask(prompt(0, 60), 0, echo=True, logprobs=0)
+    assert [len(delta.logprobs) for delta in deltas] == [60]
+    assert (deltas[0].finish, ids(deltas)) == ("length", [])
+
+
+@pytest.mark.parametrize("kind", ["llama", "sliding", "recurrent", "hybrid"])
+def test_nothing_is_reused_wrongly(tmp_path: Path, kind: Kind, endless: Model) -> None:
+    """Conversations that go on, go back, fork and begin alike."""
+    model = endless if kind == "llama" else load(tmp_path, kind)
+    table, chance = Table(model), random.Random(3)
+    cached, before = 0, [prompt(0, 40)]
+    for _ in range(30):
+        base = chance.choice(before)
+        turn = [
+            *base[: chance.choice([len(base), len(base), 30])],
+            *prompt(chance.randrange(99), 9),
+        ]
+        deltas = table.ask(turn[:400])
+        assert ids(deltas) == ids(Table(model, slots=1).ask(turn[:400]))
+        assert deltas[-1].usage
+        cached += deltas[-1].usage.cached_tokens
+        before = [*before[-4:], turn[:400] + ids(deltas)]
+    assert cached > 500
+
+
+class Hopeful:
+    """Guessing always pays."""
+
+    def observe(self, guessed: int, right: int) -> None:
+        assert 0 <= right <= guessed
+
+    def count(self, offered: int, *_: Any, **__: Any) -> int:
+        return offered
+
+
+@pytest.fixture
+def hopeful(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshnode_llama_cpp.sequence.Hope", Hopeful)
+
+
+@pytest.mark.parametrize("drafting", [False, True])
+@pytest.mark.parametrize("sampling", [GREEDY, WILD])
+def test_guesses_change_no_answer(
+    endless: Model, hopeful: None, sampling: Sampling, drafting: bool
+) -> None:
+    table = Table(endless, speculates=not drafting, drafting=drafting)
+    usages = []
+    for n in range(6):
+        tokens = prompt(n, 12) * 4
+        deltas = table.ask(tokens, 60, sampling=sampling)
+        assert ids(deltas) == ids(Table(endless).ask(tokens, 60, sampling=sampling))
+        usages.append(deltas[-1].usage)
+    if drafting or sampling is GREEDY:  # what is drawn wildly never comes twice
+        assert sum(usage.drafted_tokens for usage in usages if usage) > 0
+    if drafting and sampling is GREEDY:  # the draft is the model itself: it is always right
+        assert all(usage.drafted_tokens == usage.accepted_tokens for usage in usages if usage)
+
+
+def test_a_schema_is_followed(endless: Model) -> None:
+    table = Table(endless)
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"],
+              "additionalProperties": False}  # fmt: skip
+    request = InferenceRequest(
+        id=RequestId("r"), model=ModelId("m"), prompt=TextPrompt(text="the"), max_tokens=60,
+        sampling=WILD, schema=schema,
+    )  # fmt: skip
+    number = 5000
+    table.decoder.add(Task(number, request, table._prompts.read(request), 60))
+    table.run()
+    assert json.loads(text(table.answers[number])) in ({"a": True}, {"a": False})
+    assert table.answers[number][-1].finish == "stop"

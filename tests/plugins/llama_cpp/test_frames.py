@@ -8,11 +8,19 @@ from hypothesis import strategies as st
 from meshnode_llama_cpp import frames
 
 from p2p_mesh.core.names import ModelId, RequestId
-from p2p_mesh.core.records import Delta, InferenceRequest, TextPrompt, Usage
+from p2p_mesh.core.records import (
+    Delta,
+    DetokenizeQuery,
+    InferenceRequest,
+    TextPrompt,
+    Tokens,
+    Usage,
+)
 
 REPORTS: list[frames.Report] = [
     frames.Progress(0.5),
-    frames.Ready("llama.cpp", "cpu", ("a note",)),
+    frames.Ready("llama.cpp", "cpu", ("generate", "vision"), ("a note",)),
+    frames.Replied(3, Tokens(tokens=(1, 2))),
     frames.Failed("no"),
     frames.Answer(1, Delta(tokens=(3,), text="é", finish="stop",
                            usage=Usage(prompt_tokens=1, completion_tokens=1))),
@@ -34,7 +42,8 @@ def test_commands_come_back() -> None:
         id=RequestId("r"), model=ModelId("tiny"), prompt=TextPrompt(text="Hello")
     )
     sent: list[frames.Command] = [
-        frames.Open("tiny", "/tiny.gguf", 512, 4, 2, None),
+        frames.Open("tiny", "/tiny.gguf", 512, 4, 2, None, kv_type="q8_0", deterministic=True),
+        frames.Look(1, DetokenizeQuery(model=ModelId("tiny"), tokens=(1, 2))),
         frames.Ask(0, request),
         frames.Cancel(0),
     ]

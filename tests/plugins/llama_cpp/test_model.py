@@ -6,12 +6,22 @@ import pytest
 from meshnode_llama_cpp.model import Model
 
 from p2p_mesh.errors import ModelError
-from p2p_mesh.testing.models import BOS, CHATML, EOS, IM_END, IM_START, write_model, write_truncated
+from p2p_mesh.testing.models import (
+    BOS,
+    CHATML,
+    EOS,
+    IM_END,
+    IM_START,
+    WINDOW,
+    Kind,
+    write_model,
+    write_truncated,
+)
 
 
 def load(path: Path, seen: list[float] | None = None) -> Model:
     report = (lambda _: None) if seen is None else seen.append
-    return Model(str(path), name=path.stem, progress=report, offload=False)
+    return Model(str(path), name=path.stem, progress=report)
 
 
 def test_text_becomes_tokens_and_text_again(model: Model) -> None:
@@ -65,3 +75,24 @@ def test_a_truncated_file_is_refused_with_llama_cpps_words(tmp_path: Path) -> No
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="No such file"):
         load(tmp_path / "none.gguf")
+
+
+def test_text_without_what_goes_around_it(model: Model) -> None:
+    assert BOS not in model.tokenize("the cat", around=False)
+    assert IM_START not in model.tokenize("<|im_start|>", around=False, special=False)
+
+
+def test_a_llama_can_be_cut_back_and_has_no_window(model: Model) -> None:
+    assert not model.is_recurrent
+    assert model.window == 0
+    assert model.gap is None
+    model.check_writes()
+
+
+@pytest.mark.parametrize(("kind", "recurrent", "window"), [
+    ("sliding", False, WINDOW), ("recurrent", True, 0), ("hybrid", True, 0),
+])  # fmt: skip
+def test_how_a_model_remembers(tmp_path: Path, kind: Kind, recurrent: bool, window: int) -> None:
+    write_model(tmp_path / "kind.gguf", kind=kind)
+    found = load(tmp_path / "kind.gguf")
+    assert (found.is_recurrent, found.window) == (recurrent, window)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 from meshnode_llama_cpp.sampling import (
+    Bias,
     Draw,
     Greedy,
     MinP,
@@ -30,8 +31,10 @@ def test_everything_in_its_order() -> None:
         repeat_penalty=1.1,
         presence_penalty=0.5,
         frequency_penalty=0.25,
+        logit_bias=((5, 1.0),),
     )
     assert list(chain(sampling)) == [
+        Bias(((5, 1.0),)),
         Penalties(1.1, 0.25, 0.5),
         TopK(20),
         TopP(0.9),

@@ -45,3 +45,11 @@ def test_one_question_is_begun_between_two_steps() -> None:
     now, held = sort([ask(1), frames.Cancel(9), ask(2), ask(3)])
     assert now == [frames.Cancel(9), ask(1)]
     assert held == [ask(2), ask(3)]
+
+
+def test_a_question_can_be_taken_back_while_it_is_answered() -> None:
+    inbox = inbox_of(ask(1), frames.Cancel(7), ask(2))
+    assert inbox.is_cancelled(7)
+    assert not inbox.is_cancelled(1)
+    assert inbox.batch(wait=True) == [frames.Cancel(7), ask(1)]
+    assert inbox.batch(wait=True) == [ask(2)]

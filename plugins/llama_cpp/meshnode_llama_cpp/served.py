@@ -1,0 +1,237 @@
+"""What an engine process serves: a model that writes, or one that embeds and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from meshnode_llama_cpp import frames
+from meshnode_llama_cpp.context import Context, Plan
+from meshnode_llama_cpp.decoder import Decoder
+from meshnode_llama_cpp.draft import Draft
+from meshnode_llama_cpp.embedder import COMPANY, GPU_COMPANY, Embedder, role_of
+from meshnode_llama_cpp.grammar import Grammars
+from meshnode_llama_cpp.library import Device, numerics
+from meshnode_llama_cpp.model import Model, gpu_layers_that_fit
+from meshnode_llama_cpp.prompt import Prompts
+from meshnode_llama_cpp.scheduler import EXACT, Limits
+from meshnode_llama_cpp.seats import Seats
+from meshnode_llama_cpp.sequence import Task
+from p2p_mesh.core.records import (
+    DetokenizeQuery,
+    EmbedQuery,
+    InferenceRequest,
+    Query,
+    Reply,
+    RerankQuery,
+    TokenizeQuery,
+)
+from p2p_mesh.errors import ContextExceeded, RequestError
+from p2p_mesh.serve.backend import Capability
+
+if TYPE_CHECKING:
+    from meshnode_llama_cpp.media import Projector
+
+Outcome = frames.Answer | frames.Rejected
+Progress = Callable[[float], None]
+
+
+class Served(Protocol):
+    """A model in its process."""
+
+    capabilities: tuple[Capability, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to compute."""
+        ...
+
+    def ask(self, number: int, request: InferenceRequest) -> None:
+        """Begins an answer. Raises RequestError."""
+        ...
+
+    def look(self, query: Query, cancelled: Callable[[], bool]) -> Reply:
+        """Raises RequestError, also once `cancelled` says so."""
+        ...
+
+    def cancel(self, number: int) -> None: ...
+
+    def step(self) -> Sequence[Outcome]:
+        """Computes a little, if there is anything."""
+        ...
+
+    def numerics(self, device: str) -> str: ...
+
+
+def open_model(command: frames.Open, devices: Sequence[Device], progress: Progress) -> Served:
+    """Loads what the command names. Raises ModelError."""
+    layers = _gpu_layers(command, devices)
+    model = Model(command.path, name=command.name, progress=progress, gpu_layers=layers)
+    if role_of(model) == "generate":
+        return Writer(model, command, layers)
+    return Reader(model, command, layers)
+
+
+def _gpu_layers(command: frames.Open, devices: Sequence[Device]) -> int:
+    if not devices or command.gpu_layers is not None:
+        return command.gpu_layers or 0
+    return gpu_layers_that_fit(
+        command.path,
+        cells=command.context * command.slots,
+        kv_type=command.kv_type,
+        free=[device.free for device in devices],
+    )
+
+
+class Writer:
+    """A model that writes."""
+
+    def __init__(self, model: Model, command: frames.Open, gpu_layers: int) -> None:
+        model.check_writes()
+        self._command = command
+        self._context_length = command.context
+        self._limits = EXACT if command.deterministic else Limits()
+        self._projector = _projector(model, command, gpu_layers)
+        self._prompts = _prompts(model, command, self._projector)
+        self.notes = self._prompts.notes
+        self.capabilities = _senses(self._projector)
+        plan = Plan(
+            command.context,
+            command.slots,
+            command.threads,
+            self._limits.rows,
+            command.kv_type,
+            command.deterministic,
+        )
+        context = Context(model, plan)
+        self._decoder = Decoder(
+            model,
+            context,
+            seats=Seats(context, command.slots),
+            grammars=Grammars(model),
+            limits=self._limits,
+            context_length=command.context,
+            speculates=command.speculation,
+            draft=_draft(model, command, plan, gpu_layers),
+            projector=self._projector,
+        )
+
+    @property
+    def idle(self) -> bool:
+        return self._decoder.idle
+
+    def ask(self, number: int, request: InferenceRequest) -> None:
+        prompt = self._prompts.read(request)
+        cells = sum(len(part) if isinstance(part, list) else part.rows for part in prompt.parts)
+        room = self._context_length - cells
+        if room < 1:
+            raise ContextExceeded(
+                f"the prompt has {cells} tokens, the model's context is {self._context_length}",
+                param="messages",
+            )
+        most = room if request.max_tokens is None else min(room, request.max_tokens)
+        self._decoder.add(Task(number, request, prompt, most))
+
+    def look(self, query: Query, cancelled: Callable[[], bool]) -> Reply:
+        match query:
+            case TokenizeQuery():
+                return self._prompts.tokens(query)
+            case DetokenizeQuery():
+                return self._prompts.text(query)
+        raise RequestError(f"{self._command.name} makes no vectors and no scores", param="model")
+
+    def cancel(self, number: int) -> None:
+        self._decoder.cancel(number)
+
+    def step(self) -> Sequence[Outcome]:
+        return [] if self._decoder.idle else self._decoder.step()
+
+    def numerics(self, device: str) -> str:
+        command = self._command
+        return numerics(
+            device,
+            self._limits.rows,
+            kv_type=command.kv_type,
+            exact=command.deterministic,
+        )
+
+
+class Reader:
+    """A model that embeds or ranks."""
+
+    def __init__(self, model: Model, command: frames.Open, gpu_layers: int) -> None:
+        self._name = command.name
+        company = COMPANY
+        if gpu_layers:  # where nothing is bit-equal beside others, the more the better
+            company = 1 if command.deterministic else GPU_COMPANY
+        self._embedder = Embedder(
+            model, context=command.context, threads=command.threads, company=company
+        )
+        self._prompts = Prompts(model, command.context)
+        ranks = "rerank" in self._embedder.capabilities
+        self.capabilities: tuple[Capability, ...] = ("rerank",) if ranks else ("embed",)
+        self.notes: tuple[str, ...] = ()
+        self.idle = True
+
+    def ask(self, number: int, request: InferenceRequest) -> None:
+        raise RequestError(f"{self._name} does not write: it {_does(self)}", param="model")
+
+    def look(self, query: Query, cancelled: Callable[[], bool]) -> Reply:
+        match query:
+            case TokenizeQuery():
+                return self._prompts.tokens(query)
+            case DetokenizeQuery():
+                return self._prompts.text(query)
+            case EmbedQuery() | RerankQuery():
+                return self._embedder.answer(query, cancelled)
+
+    def cancel(self, number: int) -> None:
+        """Nothing runs between two commands."""
+
+    def step(self) -> Sequence[Outcome]:
+        return []
+
+    def numerics(self, device: str) -> str:
+        return numerics(device, 0, kv_type="none", exact=True)
+
+
+def _does(reader: Reader) -> str:
+    return " and ".join({"embed": "makes vectors", "rerank": "ranks documents"}[one]
+                        for one in reader.capabilities)  # fmt: skip
+
+
+def _projector(model: Model, command: frames.Open, gpu_layers: int) -> Projector | None:
+    if command.projector is None:
+        return None
+    from meshnode_llama_cpp.media import Projector  # maps libmtmd, which few models need
+
+    return Projector(command.projector, model, threads=command.threads, offload=gpu_layers != 0)
+
+
+def _prompts(model: Model, command: frames.Open, projector: Projector | None) -> Prompts:
+    if projector is None:
+        return Prompts(model, command.context)
+    return Prompts(model, command.context, read_media=projector.read, marker=projector.marker)
+
+
+def _senses(projector: Projector | None) -> tuple[Capability, ...]:
+    found: list[Capability] = ["generate"]
+    if projector is not None and projector.vision:
+        found.append("vision")
+    if projector is not None and projector.audio:
+        found.append("audio")
+    return tuple(found)
+
+
+def _draft(model: Model, command: frames.Open, plan: Plan, gpu_layers: int) -> Draft | None:
+    if command.draft is None:
+        return None
+    small = Model(
+        command.draft,
+        name=command.draft.rpartition("/")[2],
+        progress=lambda _: None,
+        gpu_layers=-1 if gpu_layers else 0,
+    )
+    small.check_writes()
+    return Draft(small, Context(small, plan), model, plan.slots)

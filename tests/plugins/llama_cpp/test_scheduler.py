@@ -1,0 +1,104 @@
+from hypothesis import given
+from hypothesis import strategies as st
+from meshnode_llama_cpp.scheduler import BURST, EXACT, STALL, Limits, Pace, Turn, compose
+
+LIMITS = Limits()
+turns = st.builds(
+    Turn,
+    unread=st.sampled_from([0, 0, 0, 1, 5, 700, 9000]),
+    guessed=st.integers(0, 8),
+    most=st.sampled_from([1, 7, 2**31]),
+)
+
+
+def paced(step: float = 10.0, row: float = 6.0) -> Pace:
+    """A machine whose rows cost alike, however many."""
+    pace = Pace()
+    for writing in (1, 2, 4, 8):
+        pace.observe(writing, 0, step)
+    for _ in range(40):
+        rows = pace.beside(1)
+        pace.observe(1, rows, step + rows * row)
+    return pace
+
+
+@given(st.lists(turns, max_size=20))
+def test_a_call_is_never_overfull_and_nobody_gets_more_than_asked(found: list[Turn]) -> None:
+    counts = compose(found, EXACT, paced())
+    assert sum(counts) <= EXACT.rows
+    for turn, count in zip(found, counts, strict=True):
+        assert count <= (min(turn.unread, turn.most) if turn.unread else 1 + turn.guessed)
+
+
+@given(st.lists(turns, min_size=1, max_size=20))
+def test_something_is_computed_always(found: list[Turn]) -> None:
+    assert sum(compose(found, LIMITS, Pace())) > 0
+
+
+@given(st.lists(turns, max_size=20))
+def test_whoever_writes_gets_a_row(found: list[Turn]) -> None:
+    counts = compose(found, LIMITS, paced())
+    assert all(count for turn, count in zip(found, counts, strict=True) if not turn.unread)
+
+
+def test_prompts_fill_the_call_where_nobody_writes() -> None:
+    assert compose([Turn(300), Turn(900)], LIMITS, Pace()) == [300, 212]
+
+
+def test_a_long_prompt_waits_for_who_writes() -> None:
+    assert compose([Turn(), Turn(4000)], LIMITS, paced(step=10.0, row=6.0)) == [1, 2]
+
+
+def test_a_fast_machine_reads_much_beside_who_writes() -> None:
+    assert compose([Turn(), Turn(4000)], LIMITS, paced(step=10.0, row=0.02))[1] >= 384
+
+
+def test_nothing_is_known_and_one_row_is_tried() -> None:
+    assert compose([Turn(), Turn(4000)], LIMITS, Pace()) == [1, 1]
+
+
+def test_short_prompts_of_a_crowd_come_first() -> None:
+    crowd = [Turn(), Turn(100), Turn(100)]
+    assert compose(crowd, LIMITS, paced()) == [1, 100, BURST - 100]
+
+
+def test_long_prompts_are_no_crowd() -> None:
+    assert sum(compose([Turn(), Turn(4000), Turn(4000)], LIMITS, paced())) <= 3
+
+
+def test_a_prompt_that_is_scored_gets_as_many_rows_as_can_be_answered() -> None:
+    assert compose([Turn(300, most=64)], LIMITS, Pace()) == [64]
+
+
+@given(
+    step=st.floats(0.5, 100), first=st.floats(0.01, 200), row=st.floats(0.01, 50),
+    writing=st.integers(1, 16),
+)  # fmt: skip
+def test_steps_stay_within_the_stall_once_they_are_known(
+    step: float, first: float, row: float, writing: int
+) -> None:
+    pace = Pace()
+    pace.observe(writing, 0, step)
+    for _ in range(60):
+        rows = pace.beside(writing)
+        pace.observe(writing, rows, step + first + row * rows)
+    rows = pace.beside(writing)
+    assert rows == 1 or step + first + row * rows <= STALL * step * 1.02
+
+
+def test_a_hiccup_is_forgotten() -> None:
+    pace = Pace()
+    for seconds in (10.0, 10.0, 500.0, 10.0, 10.0, 10.0, 10.0, 10.0):
+        pace.observe(1, 0, seconds)
+    found = pace.step(1)
+    assert found is not None
+    assert found < 12.0
+
+
+def test_what_was_not_measured_lies_between_what_was() -> None:
+    pace = Pace()
+    pace.observe(2, 0, 10.0)
+    pace.observe(6, 0, 20.0)
+    assert pace.step(4) == 15.0
+    assert pace.step(12) == 40.0
+    assert pace.step(1) == 10.0
