@@ -1,105 +1,112 @@
-"""From deltas to what OpenAI's clients read: one JSON object, or chunks. Pure."""
+"""What whole and streamed answers have in common: their head, their ends, and what they cost.
+Pure.
+
+A choice is known to the client by one number: those of the first prompt come first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import string
 from typing import Any
 
-import msgspec
-
-from p2p_mesh.core.records import Delta, Finish, Usage
+from p2p_mesh.core.names import RequestId
+from p2p_mesh.core.records import Delta, Usage
 from p2p_mesh.errors import RemoteError
 from p2p_mesh.front.openai import Question
-from p2p_mesh.http.stream import event
 
-_OBJECTS = {
+OBJECTS = {
     ("chat", False): "chat.completion",
     ("chat", True): "chat.completion.chunk",
     ("text", False): "text_completion",
     ("text", True): "text_completion",
 }
 
-_json = msgspec.json.Encoder()
+_LETTERS = string.digits + string.ascii_letters
 
 
-class Answer:
-    """An answer to a question, as it grows."""
+def head(question: Question) -> dict[str, Any]:
+    """The fields that the answer, or each of its chunks, begins with."""
+    request = question.requests[0]
+    return {
+        "id": request.id,
+        "object": OBJECTS[question.kind, question.stream],
+        "created": request.asked_at,
+        "model": request.model,
+    }
+
+
+def call_id(request: RequestId, choice: int, index: int) -> str:
+    """The id of a tool call: the same from whichever node, and nine letters and digits, since
+    Mistral's templates take nothing else.
+    """
+    seed = hashlib.blake2b(f"{request}/{choice}/{index}".encode(), digest_size=8).digest()
+    number = int.from_bytes(seed, "little")
+    return "".join(_LETTERS[number // 62**place % 62] for place in range(9))
+
+
+class Ends:
+    """Holds that every choice of every prompt ends once, and every prompt is counted once."""
 
     def __init__(self, question: Question) -> None:
         self._question = question
-        self._finish: Finish | None = None
-        self._usage: Usage | None = None
-        request = question.request
-        self._head = {
-            "id": request.id,
-            "object": _OBJECTS[question.kind, question.stream],
-            "created": request.asked_at,
-            "model": request.model,
-        }
+        self._choices = question.requests[0].choices
+        self.reasons: dict[int, str] = {}
+        """Why each choice ended that has."""
+        self._usages: dict[int, Usage] = {}
 
-    def take(self, delta: Delta) -> str:
-        """The text that the answer grew by."""
-        self._finish = delta.finish or self._finish
-        self._usage = delta.usage or self._usage
-        return delta.text
+    def take(self, delta: Delta, prompt: int) -> int:
+        """The number of the choice that grew. Raises RemoteError if it cannot have grown."""
+        choice = prompt * self._choices + delta.choice
+        if delta.choice >= self._choices:
+            raise RemoteError("an answer with a choice that was not asked for")
+        if choice in self.reasons and _grows(delta):
+            raise RemoteError("an answer that went on after its end")
+        if delta.finish is not None:
+            self.reasons[choice] = self._reason(delta.finish)
+        if delta.usage is not None:
+            self._usages[prompt] = delta.usage
+        return choice
 
-    def whole(self, text: str) -> dict[str, Any]:
-        """The answer in one object. Raises RemoteError if its end never came."""
-        finish, usage = self._end()
-        choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
-        if self._question.kind == "chat":
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            choice["text"] = text
-        return {**self._head, "choices": [choice], "usage": _usage(usage)}
+    def _reason(self, finish: str) -> str:
+        if finish != "tool_calls":
+            return finish
+        if self._question.kind == "text":  # which has no calls
+            return "stop"
+        return "function_call" if self._question.is_legacy else finish
 
-    def opening(self) -> bytes:
-        """What comes before any text."""
-        if self._question.kind == "text":
-            return b""
-        return self._event(self._choice({"role": "assistant", "content": "", "refusal": None}))
-
-    def grown(self, delta: Delta) -> bytes:
-        """The chunk of a delta; nothing where no text is to be seen yet."""
-        text = self.take(delta)
-        if not text:
-            return b""
-        return self._event(self._choice({"content": text} if self._is_chat else text))
-
-    def closing(self) -> bytes:
-        """What comes after all text. Raises RemoteError if the answer's end never came."""
-        return b"".join(self._closing())
-
-    def _closing(self) -> Iterator[bytes]:
-        finish, usage = self._end()
-        yield self._event(self._choice({} if self._is_chat else "", finish))
-        if self._question.include_usage:
-            yield event(_json.encode({**self._head, "choices": [], "usage": _usage(usage)}))
-
-    @property
-    def _is_chat(self) -> bool:
-        return self._question.kind == "chat"
-
-    def _end(self) -> tuple[Finish, Usage]:
-        if self._finish is None or self._usage is None:
+    def check(self) -> None:
+        """Raises RemoteError if an end never came."""
+        prompts = len(self._question.requests)
+        if len(self.reasons) < prompts * self._choices or len(self._usages) < prompts:
             raise RemoteError("the answer broke off before its end")
-        return self._finish, self._usage
 
-    def _choice(self, grown: dict[str, Any] | str, finish: Finish | None = None) -> dict[str, Any]:
-        field = "delta" if self._is_chat else "text"
-        return {"index": 0, field: grown, "finish_reason": finish, "logprobs": None}
-
-    def _event(self, choice: dict[str, Any]) -> bytes:
-        chunk = {**self._head, "choices": [choice]}
-        if self._question.include_usage:
-            chunk["usage"] = None
-        return event(_json.encode(chunk))
+    def usage(self) -> dict[str, Any]:
+        """What all of it cost."""
+        return usage_body(tuple(self._usages.values()))
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _grows(delta: Delta) -> bool:
+    return bool(
+        delta.text or delta.reasoning or delta.calls or delta.logprobs or delta.finish is not None
+    )
+
+
+def usage_body(usages: tuple[Usage, ...]) -> dict[str, Any]:
+    """Usage as OpenAI writes it; predictions are what speculation proposed."""
+    prompt = sum(one.prompt_tokens for one in usages)
+    completion = sum(one.completion_tokens for one in usages)
+    accepted = sum(one.accepted_tokens for one in usages)
+    drafted = sum(one.drafted_tokens for one in usages)
     return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(one.cached_tokens for one in usages)},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(one.reasoning_tokens for one in usages),
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": max(0, drafted - accepted),
+            "audio_tokens": 0,
+        },
     }

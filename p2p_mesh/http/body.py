@@ -1,12 +1,15 @@
 """JSON bodies, read strictly: whatever is not plainly right is a RequestError that names it.
 
 Pure. What passes `parse` holds no duplicate key, no NaN, no text that is not Unicode, and can
-be written again as it was read.
+be written again as it was read, also as msgpack: an integer beyond 64 bits is read as the nearest
+float, as most readers of JSON do.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -16,6 +19,10 @@ MAX_DEPTH = 64
 NAME_SHOWN = 200
 """Characters of a client's own field name that an error repeats."""
 
+_LARGE = re.compile(rb"[0-9]{19}|[eE]\+?[0-9]{3}")
+"""Stands in every body with a number that is too large for an integer or a float; rarely in
+others, and only these are read slowly."""
+
 T = TypeVar("T")
 Read = Callable[[Any, str], T]
 """Turns a JSON value into what it means; is told the value's name for the error."""
@@ -23,9 +30,14 @@ Read = Callable[[Any, str], T]
 
 def parse(body: bytes) -> dict[str, Any]:
     """The JSON object in a body."""
+    has_large = _LARGE.search(body) is not None
     try:
         value = json.loads(
-            body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant
+            body.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_int=_integer if has_large else None,
+            parse_float=_float if has_large else None,
         )
     except RequestError:
         raise
@@ -53,6 +65,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _constant(name: str) -> None:
     raise RequestError(f"the body is not JSON: {name} is no JSON number")
+
+
+def _integer(digits: str) -> int | float:
+    value = int(digits)
+    return value if -(2**63) <= value < 2**64 else _float(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise RequestError(f"the body has a number that is too large: {digits[:40]}")
+    return value
 
 
 def _check(value: dict[str, Any], *, has_escapes: bool) -> None:
@@ -153,6 +177,32 @@ def number(low: float, high: float, *, above: bool = False) -> Read[float]:
         return float(value)
 
     return read
+
+
+def word(*allowed: str) -> Read[str]:
+    """Reads one of those strings."""
+
+    def read(value: Any, name: str) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            shown = f"{value!a:.40}" if isinstance(value, str) else kind(value)
+            raise RequestError(f"{name} must be one of {', '.join(allowed)}, not {shown}",
+                               param=name)  # fmt: skip
+        return value
+
+    return read
+
+
+def items(read: Read[T], low: int, high: int) -> Read[tuple[T, ...]]:
+    """Reads an array of so many, both ends included, and each of them with `read`."""
+
+    def read_all(value: Any, name: str) -> tuple[T, ...]:
+        values = array(value, name)
+        if not low <= len(values) <= high:
+            many = f"at most {high}" if low == 0 else f"{low} to {high}"
+            raise RequestError(f"{name} may hold {many}, not {len(values)}", param=name)
+        return tuple(read(one, f"{name}[{i}]") for i, one in enumerate(values))
+
+    return read_all
 
 
 class Fields:

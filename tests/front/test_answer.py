@@ -1,124 +1,107 @@
-import json
 from typing import Any
 
 import pytest
 
 from p2p_mesh.core.names import ModelId, RequestId
-from p2p_mesh.core.records import ChatPrompt, Delta, InferenceRequest, Usage
+from p2p_mesh.core.records import ChatPrompt, Delta, Finish, InferenceRequest, Usage
 from p2p_mesh.errors import RemoteError
-from p2p_mesh.front.answer import Answer
+from p2p_mesh.front.answer import Ends, call_id, head, usage_body
 from p2p_mesh.front.openai import Kind, Question
 
-END = Delta(
-    tokens=(9,),
-    finish="length",
-    usage=Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1),
+ONE = Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1)
+TWO = Usage(
+    prompt_tokens=4, completion_tokens=9, reasoning_tokens=5, drafted_tokens=6, accepted_tokens=4
 )
-USAGE = {
-    "prompt_tokens": 3,
-    "completion_tokens": 2,
-    "total_tokens": 5,
-    "prompt_tokens_details": {"cached_tokens": 1},
-}
 
 
-def answer(kind: Kind = "chat", *, stream: bool = True, include_usage: bool = False) -> Answer:
+def question(kind: Kind = "chat", *, prompts: int = 1, choices: int = 1, **more: Any) -> Question:
     request = InferenceRequest(
         id=RequestId("chatcmpl-1"),
         model=ModelId("tiny"),
         prompt=ChatPrompt(messages=({},)),
+        choices=choices,
         asked_at=1_700_000_000,
     )
-    return Answer(Question(kind, request, stream, include_usage))
+    return Question(kind, (request,) * prompts, **more)
 
 
-def events(written: bytes) -> list[dict[str, Any]]:
-    assert written.endswith(b"\n\n")
-    return [json.loads(one.removeprefix(b"data: ")) for one in written[:-2].split(b"\n\n")]
-
-
-def test_whole_chat() -> None:
-    whole = answer(stream=False)
-    assert whole.take(Delta(text="hi")) == "hi"
-    assert whole.take(END) == ""
-    assert whole.whole("hi") == {
+def test_head() -> None:
+    assert head(question(stream=True)) == {
         "id": "chatcmpl-1",
-        "object": "chat.completion",
+        "object": "chat.completion.chunk",
         "created": 1_700_000_000,
         "model": "tiny",
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": "length",
-                "logprobs": None,
-                "message": {"role": "assistant", "content": "hi", "refusal": None},
-            }
-        ],
-        "usage": USAGE,
     }
 
 
-def test_whole_text() -> None:
-    whole = answer("text", stream=False)
-    whole.take(END)
-    found = whole.whole("hi")
-    assert found["object"] == "text_completion"
-    assert found["choices"] == [
-        {"index": 0, "finish_reason": "length", "logprobs": None, "text": "hi"}
-    ]
+def test_ids_of_calls_are_nine_letters_and_digits_and_differ() -> None:
+    ids = {call_id(RequestId("r"), choice, index) for choice in range(20) for index in range(20)}
+    assert len(ids) == 400
+    assert all(len(one) == 9 and one.isascii() and one.isalnum() for one in ids)
+    assert call_id(RequestId("r"), 0, 0) == call_id(RequestId("r"), 0, 0)
+    assert call_id(RequestId("s"), 0, 0) not in ids
 
 
-def test_chat_in_chunks() -> None:
-    growing = answer()
-    (opening,) = events(growing.opening())
-    assert opening["object"] == "chat.completion.chunk"
-    assert opening["choices"][0]["delta"]["role"] == "assistant"
-    assert "usage" not in opening
-    (grown,) = events(growing.grown(Delta(text="hi")))
-    assert grown["choices"] == [
-        {"index": 0, "delta": {"content": "hi"}, "finish_reason": None, "logprobs": None}
-    ]
-    assert growing.grown(END) == b""
-    (closing,) = events(growing.closing())
-    assert closing["choices"] == [
-        {"index": 0, "delta": {}, "finish_reason": "length", "logprobs": None}
-    ]
+def test_choices_of_the_first_prompt_come_first() -> None:
+    ends = Ends(question(prompts=2, choices=3))
+    assert ends.take(Delta(choice=2), 0) == 2
+    assert ends.take(Delta(choice=0), 1) == 3
 
 
-def test_text_in_chunks() -> None:
-    growing = answer("text")
-    assert growing.opening() == b""
-    (grown,) = events(growing.grown(Delta(text="hi")))
-    assert grown["object"] == "text_completion"
-    assert grown["choices"][0]["text"] == "hi"
-    growing.take(END)
-    assert events(growing.closing())[0]["choices"][0]["finish_reason"] == "length"
+def test_every_end_must_come() -> None:
+    ends = Ends(question(prompts=2, choices=2))
+    for prompt in (0, 1):
+        for choice in (0, 1):
+            with pytest.raises(RemoteError, match="broke off"):
+                ends.check()
+            ends.take(Delta(choice=choice, finish="stop"), prompt)
+        with pytest.raises(RemoteError, match="broke off"):
+            ends.check()
+        ends.take(Delta(usage=ONE), prompt)
+    ends.check()
+    assert ends.reasons == dict.fromkeys(range(4), "stop")
+    assert ends.usage()["total_tokens"] == 10
 
 
-def test_usage_comes_last_and_is_null_before() -> None:
-    growing = answer(include_usage=True)
-    assert events(growing.opening())[0]["usage"] is None
-    growing.take(END)
-    closing, usage = events(growing.closing())
-    assert closing["usage"] is None
-    assert usage["choices"] == []
-    assert usage["usage"] == USAGE
+@pytest.mark.parametrize("late", [Delta(text="x"), Delta(finish="stop")])
+def test_nothing_comes_after_an_end(late: Delta) -> None:
+    ends = Ends(question())
+    ends.take(Delta(finish="stop"), 0)
+    ends.take(Delta(tokens=(1,)), 0)
+    with pytest.raises(RemoteError, match="after its end"):
+        ends.take(late, 0)
 
 
-def test_withheld_text_is_no_chunk() -> None:
-    assert answer().grown(Delta(tokens=(1,))) == b""
+def test_choice_that_was_not_asked_for_is_an_error() -> None:
+    with pytest.raises(RemoteError, match="not asked for"):
+        Ends(question(choices=2)).take(Delta(choice=2), 0)
 
 
-def test_line_break_stays_within_its_event() -> None:
-    (grown,) = events(answer().grown(Delta(text="a\n\nb\r")))
-    assert grown["choices"][0]["delta"]["content"] == "a\n\nb\r"
+@pytest.mark.parametrize(
+    ("asked", "finish", "reason"),
+    [
+        (question(), "length", "length"),
+        (question(), "tool_calls", "tool_calls"),
+        (question(is_legacy=True), "tool_calls", "function_call"),
+        (question("text"), "tool_calls", "stop"),
+    ],
+)
+def test_reasons(asked: Question, finish: Finish, reason: str) -> None:
+    ends = Ends(asked)
+    ends.take(Delta(finish=finish), 0)
+    assert ends.reasons == {0: reason}
 
 
-@pytest.mark.parametrize("last", [Delta(), Delta(finish="stop"), Delta(usage=END.usage)])
-def test_answer_without_its_end_is_an_error(last: Delta) -> None:
-    broken = answer()
-    broken.take(last)
-    with pytest.raises(RemoteError, match="broke off"):
-        broken.closing()
-    with pytest.raises(RemoteError, match="broke off"):
-        broken.whole("")
+def test_usage_of_several_prompts() -> None:
+    assert usage_body((ONE, TWO)) == {
+        "prompt_tokens": 7,
+        "completion_tokens": 11,
+        "total_tokens": 18,
+        "prompt_tokens_details": {"cached_tokens": 1},
+        "completion_tokens_details": {
+            "reasoning_tokens": 5,
+            "accepted_prediction_tokens": 4,
+            "rejected_prediction_tokens": 2,
+            "audio_tokens": 0,
+        },
+    }

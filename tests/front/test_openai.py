@@ -6,6 +6,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types import completion_create_params as text_params
+from openai.types.chat import completion_create_params as chat_params
 
 from p2p_mesh.core.names import RequestId
 from p2p_mesh.core.records import (
@@ -20,6 +22,7 @@ from p2p_mesh.front.openai import ACCEPTED, NEUTRAL, Drawn, Kind, Question, ques
 
 DRAWN = Drawn(id=RequestId("chatcmpl-1"), seed=7, asked_at=1_700_000_000)
 USER = {"role": "user", "content": "hello"}
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 def chat(**fields: Any) -> Question:
@@ -28,6 +31,17 @@ def chat(**fields: Any) -> Question:
 
 def completion(**fields: Any) -> Question:
     return question("text", {"model": "tiny", "prompt": "hello", **fields}, DRAWN)
+
+
+def only(asked: Question) -> InferenceRequest:
+    (request,) = asked.requests
+    return request
+
+
+def variables(**fields: Any) -> dict[str, Any]:
+    prompt = only(chat(**fields)).prompt
+    assert isinstance(prompt, ChatPrompt)
+    return prompt.variables
 
 
 def wrong(kind: Kind, **fields: Any) -> str:
@@ -42,123 +56,101 @@ def wrong(kind: Kind, **fields: Any) -> str:
 def test_least_chat() -> None:
     assert chat() == Question(
         "chat",
-        InferenceRequest(
-            id=DRAWN.id,
-            model="tiny",  # type: ignore[arg-type]  # a NewType
-            prompt=ChatPrompt(messages=({"role": "user", "content": "hello"},)),
-            sampling=Sampling(seed=7),
-            asked_at=1_700_000_000,
+        (
+            InferenceRequest(
+                id=DRAWN.id,
+                model="tiny",  # type: ignore[arg-type]  # a NewType
+                prompt=ChatPrompt(messages=({"role": "user", "content": "hello"},)),
+                sampling=Sampling(seed=7),
+                asked_at=1_700_000_000,
+            ),
         ),
     )
 
 
-def test_everything_that_is_honoured() -> None:
+def test_everything_that_a_chat_may_ask() -> None:
     asked = chat(
-        temperature=0,
-        top_p=0.5,
-        top_k=20,
-        min_p=0,
-        repeat_penalty=1.1,
-        presence_penalty=-2,
-        frequency_penalty=2,
-        seed=3,
-        stop=["a", "b"],
-        max_tokens=9,
-        stream=True,
+        temperature=0, stop=["a", "b"], max_completion_tokens=9, n=3, logprobs=True,
+        top_logprobs=5, tools=[TOOL], tool_choice="required", parallel_tool_calls=False,
+        response_format={"type": "json_object"}, stream=True,
         stream_options={"include_usage": True, "include_obfuscation": False},
-    )
-    assert asked.request.sampling == Sampling(
-        temperature=0,
-        top_k=20,
-        top_p=0.5,
-        min_p=0,
-        repeat_penalty=1.1,
-        presence_penalty=-2,
-        frequency_penalty=2,
-        seed=3,
-    )
-    assert asked.request.stop == ("a", "b")
-    assert asked.request.max_tokens == 9
-    assert asked.stream
-    assert asked.include_usage
+    )  # fmt: skip
+    request = only(asked)
+    assert (asked.stream, asked.include_usage, asked.choices, asked.logprobs) == (True, True, 3, 5)
+    assert (request.choices, request.logprobs, request.max_tokens) == (3, 5, 9)
+    assert request.stop == ("a", "b")
+    assert request.schema == {"type": "object"}
+    assert isinstance(request.prompt, ChatPrompt)
+    assert [tool.name for tool in request.prompt.tools] == ["f"]
+    assert request.prompt.tool_choice == "required"
+    assert not request.prompt.parallel_tool_calls
 
 
-def test_developer_is_system_and_parts_are_lines() -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    messages = [
-        {"role": "developer", "content": "be brief"},
-        {"role": "user", "content": parts, "name": "ann"},
-    ]
-    assert chat(messages=messages).request.prompt == ChatPrompt(
-        messages=(
-            {"role": "system", "content": "be brief"},
-            {"role": "user", "content": "a\nb", "name": "ann"},
-        )
-    )
+def test_everything_that_a_completion_may_ask() -> None:
+    asked = completion(
+        n=2, best_of=4, logprobs=3, echo=True, suffix="!", max_tokens=0,
+        response_format={"type": "json_object"},
+    )  # fmt: skip
+    request = only(asked)
+    assert request.prompt == TextPrompt(text="hello", suffix="!")
+    assert (asked.choices, asked.logprobs) == (2, 3)
+    assert (request.choices, request.logprobs, request.max_tokens) == (4, 3, 0)
+    assert request.echo
+    assert request.schema == {"type": "object"}
 
 
-def test_an_answer_of_ours_can_be_sent_back() -> None:
-    answer: dict[str, Any] = {
-        "role": "assistant",
-        "content": "hi",
-        "refusal": None,
-        "annotations": [],
-        "audio": None,
-        "function_call": None,
-        "tool_calls": [],
-    }
-    prompt = chat(messages=[USER, answer, USER]).request.prompt
-    assert isinstance(prompt, ChatPrompt)
-    assert prompt.messages[1] == {"role": "assistant", "content": "hi"}
+def test_best_of_asks_for_what_it_chooses_by() -> None:
+    asked = completion(best_of=3)
+    assert (only(asked).choices, only(asked).logprobs) == (3, 0)
+    assert (asked.choices, asked.logprobs) == (1, None)
+    assert completion(n=3, best_of=3) == completion(n=3)
+    assert only(completion(n=2, best_of=2, stream=True)).logprobs is None
 
 
-@pytest.mark.parametrize(
-    ("messages", "param"),
-    [
-        ([], "messages"),
-        ("hello", "messages"),
-        (["hello"], "messages[0]"),
-        ([USER, {"content": "x"}], "messages[1].role"),
-        ([USER, USER, {"role": "robot", "content": "x"}], "messages[2].role"),
-        ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages[0].role"),
-        ([{"role": "user"}], "messages[0].content"),
-        ([{"role": "assistant", "content": None}], "messages[0].content"),
-        ([{"role": "assistant", "tool_calls": [{}]}], "messages[0].tool_calls"),
-        ([{"role": "user", "content": 1}], "messages[0].content"),
-        ([{"role": "user", "content": []}], "messages[0].content"),
-        ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
-        ([{"role": "user", "content": [{"text": "x"}]}], "messages[0].content[0].type"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
-        (
-            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
-            "messages[0].content[0].type",
-        ),
-        (
-            [{"role": "user", "content": [{"type": "text", "text": "x", "cache": 1}]}],
-            "messages[0].content[0].cache",
-        ),
-        ([{**USER, "name": 5}], "messages[0].name"),
-        ([{**USER, "weight": 1}], "messages[0].weight"),
-        ([USER] * 4097, "messages"),
-    ],
-)
-def test_wrong_message_is_named(messages: object, param: str) -> None:
-    assert wrong("chat", messages=messages) == param
+def test_logprobs_of_a_chat() -> None:
+    assert only(chat()).logprobs is None
+    assert only(chat(logprobs=True)).logprobs == 0
+    assert only(chat(logprobs=False, top_logprobs=0)).logprobs is None
+    assert wrong("chat", top_logprobs=1) == "top_logprobs"
+    assert wrong("chat", logprobs=False, top_logprobs=1) == "top_logprobs"
+
+
+def test_functions_are_answered_as_they_were_asked() -> None:
+    assert chat(functions=[{"name": "f"}]).is_legacy
+    assert not chat(tools=[TOOL]).is_legacy
+
+
+def test_effort_is_what_the_template_sees() -> None:
+    assert variables() == {}
+    assert variables(reasoning_effort="high") == {"reasoning_effort": "high"}
+    none = {"reasoning_effort": "none", "enable_thinking": False}
+    assert variables(reasoning_effort="none") == none
+    given = {"enable_thinking": True, "tone": "dry"}
+    assert variables(reasoning_effort="none", chat_template_kwargs=given) == {**none, **given}
 
 
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
-        ("hello", TextPrompt(text="hello")),
-        ("", TextPrompt(text="")),
-        (["hello"], TextPrompt(text="hello")),
-        ([1, 2, 3], TokenPrompt(tokens=(1, 2, 3))),
-        ([[1, 2]], TokenPrompt(tokens=(1, 2))),
-        ([0], TokenPrompt(tokens=(0,))),
+        ("hello", [TextPrompt(text="hello")]),
+        ("", [TextPrompt(text="")]),
+        (["hello"], [TextPrompt(text="hello")]),
+        ([1, 2, 3], [TokenPrompt(tokens=(1, 2, 3))]),
+        ([[1, 2]], [TokenPrompt(tokens=(1, 2))]),
+        ([0], [TokenPrompt(tokens=(0,))]),
+        (["a", "b"], [TextPrompt(text="a"), TextPrompt(text="b")]),
+        ([[1], "b"], [TokenPrompt(tokens=(1,)), TextPrompt(text="b")]),
     ],
 )
-def test_prompts(prompt: object, expected: object) -> None:
-    assert completion(prompt=prompt).request.prompt == expected
+def test_prompts(prompt: object, expected: list[object]) -> None:
+    assert [request.prompt for request in completion(prompt=prompt).requests] == expected
+
+
+def test_prompts_have_ids_of_their_own_and_seeds_if_none_is_chosen() -> None:
+    drawn, chosen = completion(prompt=["a", "a"]), completion(prompt=["a", "a"], seed=5)
+    assert [request.id for request in drawn.requests] == ["chatcmpl-1", "chatcmpl-1-1"]
+    assert [request.sampling.seed for request in drawn.requests] == [7, 8]
+    assert [request.sampling.seed for request in chosen.requests] == [5, 5]
 
 
 @pytest.mark.parametrize(
@@ -169,13 +161,14 @@ def test_prompts(prompt: object, expected: object) -> None:
         ([[]], "prompt[0]"),
         ({}, "prompt"),
         (5, "prompt"),
-        (["a", "b"], "prompt"),
-        ([[1], [2]], "prompt"),
+        (["a", 5], "prompt[1]"),
+        ([[1], [-2]], "prompt[1][0]"),
         ([1, "a"], "prompt[1]"),
         ([1, -1], "prompt[1]"),
         ([True], "prompt[0]"),
         ([[1, None]], "prompt[0][1]"),
         ([2**31], "prompt[0]"),
+        (["a"] * 65, "prompt"),
     ],
 )
 def test_wrong_prompt_is_named(prompt: object, param: str) -> None:
@@ -216,10 +209,13 @@ def test_wrong_prompt_is_named(prompt: object, param: str) -> None:
         ("stop", 5, "stop"),
         ("stream", 1, "stream"),
         ("stream_options", {"include_usage": True}, "stream_options"),
-        ("n", 2, "n"),
+        ("n", 0, "n"),
+        ("n", 129, "n"),
         ("n", True, "n"),
-        ("logit_bias", {"5": 1}, "logit_bias"),
-        ("logprobs", True, "logprobs"),
+        ("logit_bias", {"x": 1}, "logit_bias"),
+        ("logprobs", "yes", "logprobs"),
+        ("response_format", {"type": "xml"}, "response_format.type"),
+        ("ignore_eos", True, "ignore_eos"),
         ("topp", 1, "topp"),
     ],
 )
@@ -228,32 +224,46 @@ def test_wrong_field_is_named(kind: Kind, field: str, value: object, param: str)
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "param"),
     [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("functions", [{}]),
-        ("response_format", {"type": "json_object"}),
-        ("modalities", ["text", "audio"]),
-        ("audio", {}),
-        ("prediction", {}),
-        ("web_search_options", {}),
-        ("moderation", {}),
-        ("reasoning_effort", "high"),
-        ("verbosity", "low"),
-        ("top_logprobs", 1),
+        ("modalities", ["text", "audio"], "modalities"),
+        ("audio", {}, "audio"),
+        ("prediction", {}, "prediction"),
+        ("web_search_options", {}, "web_search_options"),
+        ("moderation", {}, "moderation"),
+        ("verbosity", "low", "verbosity"),
+        ("add_generation_prompt", False, "add_generation_prompt"),
+        ("reasoning_effort", "much", "reasoning_effort"),
+        ("chat_template_kwargs", {"tools": []}, "chat_template_kwargs.tools"),
+        ("chat_template_kwargs", {str(i): 1 for i in range(65)}, "chat_template_kwargs"),
+        ("top_logprobs", 21, "top_logprobs"),
+        ("best_of", 2, "best_of"),
+        ("echo", True, "echo"),
+        ("prompt", "x", "prompt"),
     ],
 )
-def test_chat_refuses_what_it_cannot_do(field: str, value: object) -> None:
-    assert wrong("chat", **{field: value}) == field
+def test_chat_refuses_what_it_cannot_do(field: str, value: object, param: str) -> None:
+    assert wrong("chat", **{field: value}) == param
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("best_of", 2), ("echo", True), ("suffix", "x"), ("logprobs", 0), ("messages", [USER])],
+    ("fields", "param"),
+    [
+        ({"best_of": 129}, "best_of"),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"echo": 1}, "echo"),
+        ({"suffix": "x", "prompt": [1]}, "suffix"),
+        ({"suffix": 5}, "suffix"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"messages": [USER]}, "messages"),
+        ({"tools": [TOOL]}, "tools"),
+        ({"max_completion_tokens": 5}, "max_completion_tokens"),
+    ],
 )
-def test_completions_refuse_what_they_cannot_do(field: str, value: object) -> None:
-    assert wrong("text", **{field: value}) == field
+def test_completions_refuse_what_they_cannot_do(fields: dict[str, Any], param: str) -> None:
+    assert wrong("text", **fields) == param
 
 
 def test_missing_model_says_where_they_are() -> None:
@@ -263,40 +273,27 @@ def test_missing_model_says_where_they_are() -> None:
 
 def test_what_asks_for_nothing_counts_as_absent() -> None:
     neutral = {name: values[0] for name, values in NEUTRAL["chat"].items() if values}
-    absent = dict.fromkeys(["temperature", "stop", "max_tokens", "stream", "tools", "seed"])
-    assert chat(**neutral, **{name: None for name in absent if name not in neutral}) == chat()
-    assert completion(n=1, best_of=1, echo=False, suffix="", logit_bias={}) == completion()
-    assert chat(stop=[]) == chat()
+    null = dict.fromkeys(["temperature", "stop", "max_tokens", "stream", "tools", "seed", "n"])
+    assert chat(**neutral, **null) == chat()
+    nothing = {"n": 1, "best_of": 1, "echo": False, "suffix": "", "logit_bias": {}}
+    assert completion(**nothing) == completion()
+    assert chat(stop=[], tools=[], functions=[], logprobs=False, logit_bias={}) == chat()
 
 
 def test_openais_own_affairs_have_no_effect() -> None:
     assert chat(**{name: {"any": ["thing"]} for name in ACCEPTED}) == chat()
 
 
-@pytest.mark.parametrize(
-    ("seed", "kept"), [(0, 0), (2**63 - 1, 2**63 - 1), (-1, 2**63 - 1), (-(2**63), 0)]
-)
-def test_every_seed_is_kept_in_63_bits(seed: int, kept: int) -> None:
-    assert chat(seed=seed).request.sampling.seed == kept
-
-
-def test_repeat_penalty_has_two_names() -> None:
-    assert chat(repetition_penalty=1.2).request.sampling.repeat_penalty == 1.2
-    assert chat(repetition_penalty=1.2, repeat_penalty=1.2).request.sampling.repeat_penalty == 1.2
-    assert wrong("chat", repetition_penalty=1.2, repeat_penalty=1.3) == "repetition_penalty"
-
-
 def test_max_tokens_has_two_names_in_chat() -> None:
-    assert chat(max_completion_tokens=5).request.max_tokens == 5
-    assert chat(max_completion_tokens=5, max_tokens=5).request.max_tokens == 5
+    assert only(chat(max_completion_tokens=5)).max_tokens == 5
+    assert only(chat(max_completion_tokens=5, max_tokens=5)).max_tokens == 5
     assert wrong("chat", max_completion_tokens=5, max_tokens=6) == "max_completion_tokens"
-    assert wrong("text", max_completion_tokens=5) == "max_completion_tokens"
 
 
 def test_completions_have_sixteen_tokens_as_openais_do() -> None:
-    assert completion().request.max_tokens == 16
-    assert completion(max_tokens=99).request.max_tokens == 99
-    assert chat().request.max_tokens is None
+    assert only(completion()).max_tokens == 16
+    assert only(completion(max_tokens=99)).max_tokens == 99
+    assert only(chat()).max_tokens is None
 
 
 def test_stream_options_are_checked() -> None:
@@ -306,11 +303,15 @@ def test_stream_options_are_checked() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "type", "text", "name", "include_usage", "x"]),
+            st.sampled_from(["role", "content", "type", "text", "name", "function", "x"]),
             inner,
             max_size=4,
         )
@@ -318,20 +319,22 @@ JSON = st.recursive(
     max_leaves=12,
 )
 MESSAGE = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "system", "tool"]) | JSON, "content": st.text() | JSON},
+    {"role": st.sampled_from(["user", "assistant", "tool"]) | JSON, "content": st.text() | JSON},
     optional={"name": JSON, "tool_calls": JSON},
 )
-HONOURED = [
-    "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repetition_penalty",
-    "presence_penalty", "frequency_penalty", "seed", "stop", "max_tokens",
-    "max_completion_tokens", "stream", "stream_options",
-]  # fmt: skip
+OPENAI: dict[Kind, set[str]] = {
+    "chat": {*chat_params.CompletionCreateParamsBase.__annotations__, "stream"},
+    "text": {*text_params.CompletionCreateParamsBase.__annotations__, "stream"},
+}
+OURS = {
+    "top_k", "min_p", "repeat_penalty", "repetition_penalty", "response_format",
+    "chat_template_kwargs",
+}  # fmt: skip
 BODY = st.fixed_dictionaries(
     {"model": st.text(max_size=5) | JSON},
     optional={
+        **dict.fromkeys([*(OPENAI["chat"] | OPENAI["text"] | OURS) - {"model"}, "other"], JSON),
         "messages": st.lists(MESSAGE, max_size=3) | JSON,
-        "prompt": JSON,
-        **dict.fromkeys([*HONOURED, *NEUTRAL["chat"], *ACCEPTED, "other"], JSON),
     },
 )
 
@@ -345,11 +348,23 @@ def test_any_object_is_a_request_or_an_error_that_names_a_field(
     except RequestError as error:
         assert error.param  # noqa: PT017  either outcome is right
         return
-    again = msgspec.msgpack.decode(msgspec.msgpack.encode(asked.request), type=InferenceRequest)
-    assert again == asked.request
+    for request in asked.requests:
+        again = msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=InferenceRequest)
+        assert again == request
+
+
+@pytest.mark.parametrize("kind", ["chat", "text"])
+def test_no_field_of_openais_is_unknown(kind: Kind) -> None:
+    for field in OPENAI[kind]:
+        try:
+            (chat if kind == "chat" else completion)(**{field: {}})
+        except RequestError as error:
+            assert "not a field that" not in str(error)  # noqa: PT017  either outcome is right
+            assert str(error.param).startswith(field)  # noqa: PT017
 
 
 def test_every_field_is_documented() -> None:
     page = Path("docs/api.md").read_text()
     named = set(re.findall(r"`([a-z_]+)`", page))
-    assert {*HONOURED, *ACCEPTED, *NEUTRAL["chat"], *NEUTRAL["text"]} <= named
+    ours = {*OURS, *ACCEPTED, *NEUTRAL["chat"], *NEUTRAL["text"]}
+    assert {*OPENAI["chat"], *OPENAI["text"], *ours} <= named

@@ -13,17 +13,19 @@ from p2p_mesh.http.body import (
     array,
     boolean,
     integer,
+    items,
     kind,
     mapping,
     number,
     parse,
     text,
+    word,
 )
 
 JSON = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers()
+    | st.integers(-(2**63), 2**64 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -52,6 +54,11 @@ def test_anything_is_an_object_or_a_request_error(body: bytes) -> None:
         b'"text"',
         b'{"a": NaN}',
         b'{"a": -Infinity}',
+        b'{"a": 1e999}',
+        b'{"a": -1E+309}',
+        b'{"a": 1e0999}',
+        b'{"a": 1' + b"0" * 400 + b"}",
+        b'{"a": [1' + b"0" * 400 + b".5]}",
         b'{"a": 1, "a": 1}',
         b'{"a": {"b": 1, "b": 2}}',
         b'{"a": "\xff"}',
@@ -70,6 +77,22 @@ def test_what_is_not_plainly_right_is_refused(body: bytes) -> None:
     with pytest.raises(RequestError) as caught:
         parse(body)
     json.dumps([str(caught.value), caught.value.param], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("number", "value"),
+    [
+        (b"18446744073709551615", 2**64 - 1),
+        (b"18446744073709551616", 2.0**64),
+        (b"-9223372036854775808", -(2**63)),
+        (b"-9223372036854775809", -(2.0**63)),
+        (b"1e308", 1e308),
+        (b"1e-999", 0.0),
+    ],
+)
+def test_integer_beyond_64_bits_is_a_float(number: bytes, value: float) -> None:
+    found = parse(b'{"a": ' + number + b"}")["a"]
+    assert (found, type(found)) == (value, type(value))
 
 
 def test_pairs_of_surrogates_are_one_character() -> None:
@@ -171,3 +194,19 @@ def test_dropped_fields_have_no_effect() -> None:
     fields = Fields({"user": {"any": "thing"}})
     fields.drop("user", "store")
     fields.end()
+
+
+def test_word_is_one_of_those_allowed() -> None:
+    assert word("low", "high")("low", "x") == "low"
+    for value in ("medium", 1, None, ["low"]):
+        with pytest.raises(RequestError, match="x must be one of low, high") as caught:
+            word("low", "high")(value, "x")
+        assert caught.value.param == "x"
+
+
+def test_items_are_read_one_by_one() -> None:
+    assert items(integer(0, 5), 1, 2)([1, 5], "x") == (1, 5)
+    for value, param in (([], "x"), ([1, 2, 3], "x"), ([1, 6], "x[1]"), ("ab", "x")):
+        with pytest.raises(RequestError) as caught:
+            items(integer(0, 5), 1, 2)(value, "x")
+        assert caught.value.param == param

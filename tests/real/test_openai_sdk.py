@@ -1,18 +1,24 @@
-"""The openai SDK, as strict as it can be, against both nodes: the one that serves and the one
-that asks it.
+"""The openai SDK, as strict as it can be, over every field: against both the node that serves and
+the one that asks it, and against models of every kind.
 """
 
-from collections.abc import AsyncIterator
+import base64
+import json
+import math
+import struct
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 import trio
 
 from p2p_mesh.serve.store import DEFAULT_MODEL
 from p2p_mesh.testing.cluster import NodeProcess, start_node
+from p2p_mesh.testing.models import Shape, write_embedder, write_model, write_reranker
 
 
 def sdk(node: NodeProcess) -> openai.OpenAI:
@@ -99,10 +105,310 @@ def _errors(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="gone", messages=messages)
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as wrong:
-        client.chat.completions.create(model=DEFAULT_MODEL, messages=messages, n=3)
+        client.chat.completions.create(model=DEFAULT_MODEL, messages=messages, n=129)
     assert wrong.value.param == "n"
     with pytest.raises(openai.BadRequestError) as long:
         client.chat.completions.create(
             model=DEFAULT_MODEL, messages=[{"role": "user", "content": "hello " * 9000}]
         )
-    assert "context" in long.value.message
+    assert long.value.code == "context_length_exceeded"
+    assert long.value.type == "invalid_request_error"
+    assert len([word for word in long.value.message.split() if word.strip(",.;").isdigit()]) >= 2
+
+
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGA"
+    "WjR9awAAAABJRU5ErkJggg=="
+)
+HELLO: list[Any] = [{"role": "user", "content": "hello"}]
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"enum": ["Mara", "Orrin"]}, "old": {"type": "boolean"}},
+    "required": ["name", "old"],
+    "additionalProperties": False,
+}
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+TIME: Any = {"type": "function", "function": {"name": "time"}}
+# The calls of Hermes and Qwen: a family that is told by its template.
+HERMES = (
+    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}{{ tool | tojson }}"
+    "{% endfor %}</tools>\nFor each function call return a json object with function name and "
+    "arguments within "
+    '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": '
+    "<args-json-object>}\n</tool_call><|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n'
+    "</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ROOMY = Shape(context=4096)
+
+Check = Callable[[openai.OpenAI], None]
+
+
+async def against(folder: Path, model: Path | None, check: Check) -> None:
+    """Runs a check, in a thread, on a node of its own; without a model, the bundled one."""
+    arguments = () if model is None else ("--model", str(model))
+    async with start_node(folder / "node", *arguments) as node:
+        await node.wait("ready")
+        with sdk(node) as client:
+            await trio.to_thread.run_sync(check, client)
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights whose template knows tools."""
+    path = tmp_path_factory.mktemp("models") / "caller.gguf"
+    return Path(write_model(path, shape=ROOMY, template=HERMES).path)
+
+
+async def test_choices(tmp_path: Path) -> None:
+    await against(tmp_path, None, _choices)
+
+
+def _choices(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(
+        model=DEFAULT_MODEL, messages=HELLO, n=3, seed=7, max_completion_tokens=20
+    )
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    texts = ["", "", ""]
+    for chunk in client.chat.completions.create(
+        model=DEFAULT_MODEL, messages=HELLO, n=3, seed=7, max_tokens=20, stream=True
+    ):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [choice.message.content for choice in whole.choices]
+    several = client.completions.create(
+        model=DEFAULT_MODEL, prompt=["Mara is", "Orrin is"], n=2, seed=7, max_tokens=8
+    )
+    alone = client.completions.create(
+        model=DEFAULT_MODEL, prompt="Orrin is", n=2, seed=7, max_tokens=8
+    )
+    assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+    assert [one.text for one in several.choices[2:]] == [one.text for one in alone.choices]
+    best = client.completions.create(
+        model=DEFAULT_MODEL, prompt="Mara is", best_of=4, n=2, seed=7, max_tokens=8, logprobs=0
+    )
+    means = [_mean(choice.logprobs) for choice in best.choices]
+    assert means == sorted(means, reverse=True)
+
+
+def _mean(logprobs: Any) -> float:
+    return float(sum(logprobs.token_logprobs) / len(logprobs.token_logprobs))
+
+
+async def test_log_probabilities(tmp_path: Path) -> None:
+    await against(tmp_path, None, _log_probabilities)
+
+
+def _log_probabilities(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(
+        model=DEFAULT_MODEL, messages=HELLO, temperature=0, logprobs=True, top_logprobs=3
+    )
+    found = chat.choices[0].logprobs
+    assert found is not None
+    assert found.content
+    spelled = b"".join(bytes(one.bytes or ()) for one in found.content).decode()
+    assert spelled.startswith(chat.choices[0].message.content or "?")
+    for one in found.content:
+        assert len(one.top_logprobs) == 3
+        assert one.top_logprobs[0].logprob == pytest.approx(one.logprob)
+    lenient = openai.OpenAI(base_url=client.base_url, api_key="unused", max_retries=0)
+    with lenient:  # the first token of an echo has none, which strict validation refuses
+        echo = lenient.completions.create(
+            model=DEFAULT_MODEL, prompt="Mara is", echo=True, logprobs=2, max_tokens=0
+        ).choices[0]
+    assert echo.text == "Mara is"
+    assert echo.logprobs is not None
+    assert echo.logprobs.token_logprobs is not None
+    assert echo.logprobs.token_logprobs[0] is None
+    assert echo.finish_reason == "length"
+
+
+async def test_what_is_sampled(tmp_path: Path) -> None:
+    await against(tmp_path, None, _what_is_sampled)
+
+
+def _what_is_sampled(client: openai.OpenAI) -> None:
+    def text(**fields: Any) -> str:
+        asked = {"model": DEFAULT_MODEL, "prompt": "Once upon", "max_tokens": 16, **fields}
+        return str(client.completions.create(**asked).choices[0].text)
+
+    assert text(seed=5) == text(seed=5)
+    assert len({text(seed=seed) for seed in range(8)}) > 1
+    greedy = text(temperature=0)
+    assert greedy == text(temperature=0, seed=3)
+    assert text(temperature=0, presence_penalty=2, frequency_penalty=2, top_p=0.5)
+    assert text(temperature=0, stop=[greedy[8:12]]) == greedy[: greedy.index(greedy[8:12])]
+    forced = text(temperature=0, max_tokens=3, logit_bias={"300": 100})
+    assert forced == 3 * text(temperature=0, max_tokens=1, logit_bias={"300": 100})
+    assert forced != greedy
+
+
+async def test_schemas(tmp_path: Path) -> None:
+    await against(tmp_path, None, _schemas)
+
+
+def _schemas(client: openai.OpenAI) -> None:
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    for seed in range(5):
+        answer = client.chat.completions.create(
+            model=DEFAULT_MODEL, messages=HELLO, response_format=wanted, seed=seed
+        )
+        jsonschema.validate(json.loads(answer.choices[0].message.content or ""), PERSON)
+    impossible: Any = {
+        "type": "json_schema",
+        "json_schema": {"name": "none", "schema": {"type": "string", "pattern": "("}},
+    }
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(
+            model=DEFAULT_MODEL, messages=HELLO, response_format=impossible
+        )
+    assert refused.value.param == "response_format"
+
+
+async def test_tools(tmp_path: Path, caller: Path) -> None:
+    await against(tmp_path, caller, _tools)
+
+
+def _tools(client: openai.OpenAI) -> None:
+    def ask(**fields: Any) -> Any:
+        return client.chat.completions.create(
+            model="caller", messages=fields.pop("messages", HELLO), **fields
+        ).choices[0]  # fmt: skip
+
+    choice = ask(tools=[WEATHER, TIME], tool_choice="required", parallel_tool_calls=False)
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls
+    assert call.function.name in ("weather", "time")
+    assert len(call.id) == 9
+    named: Any = {"type": "function", "function": {"name": "weather"}}
+    chosen = ask(tools=[WEATHER, TIME], tool_choice=named, parallel_tool_calls=False)
+    (call,) = chosen.message.tool_calls
+    assert json.loads(call.function.arguments)["city"] in ("Oslo", "Rome")
+    assert ask(tools=[WEATHER], tool_choice="none", max_tokens=20).message.tool_calls is None
+    result = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+    assert ask(messages=[*HELLO, chosen.message, result], tools=[WEATHER], max_tokens=5)
+    old = ask(functions=[WEATHER["function"]], function_call={"name": "weather"})
+    assert old.finish_reason == "function_call"
+    assert json.loads(old.message.function_call.arguments)["city"] in ("Oslo", "Rome")
+
+
+async def test_streamed_tools(tmp_path: Path, caller: Path) -> None:
+    await against(tmp_path, caller, _streamed_tools)
+
+
+def _streamed_tools(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "caller", "messages": HELLO, "tools": [WEATHER], "tool_choice": "required",
+        "parallel_tool_calls": False, "seed": 3,
+    }  # fmt: skip
+    whole = client.chat.completions.create(**asked).choices[0].message.tool_calls
+    with client.chat.completions.stream(**asked) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    assert whole is not None
+    assert streamed.finish_reason == "tool_calls"
+    assert [one.function.arguments for one in streamed.message.tool_calls or ()] == [
+        one.function.arguments for one in whole
+    ]
+
+
+async def test_media_that_a_model_does_not_take(tmp_path: Path, tiny: Path) -> None:
+    await against(tmp_path, tiny, _media)
+
+
+def _media(client: openai.OpenAI) -> None:
+    for url in (PIXEL, "https://example.org/a.png"):
+        image: Any = [{"type": "image_url", "image_url": {"url": url}}]
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": image}]
+            )
+
+
+async def test_effort_reaches_the_template(tmp_path: Path) -> None:
+    template = "{{ messages[0].content }} {{ reasoning_effort }} {{ enable_thinking }} {{ tone }}"
+    path = write_model(tmp_path / "effort.gguf", template=template).path
+    await against(tmp_path, Path(path), _effort)
+
+
+def _effort(client: openai.OpenAI) -> None:
+    body = {"messages": HELLO, "reasoning_effort": "none", "chat_template_kwargs": {"tone": "dry"}}
+    tokens: Any = client.post("/tokenize", body=body, cast_to=object)
+    text: Any = client.post("/detokenize", body=tokens, cast_to=object)
+    assert "hello none False dry" in text["content"]
+
+
+async def test_tokens(tmp_path: Path) -> None:
+    await against(tmp_path, None, _tokens)
+
+
+def _tokens(client: openai.OpenAI) -> None:
+    body: dict[str, Any] = {"content": "Mara bakes.", "with_pieces": True}
+    pieces: Any = client.post("/tokenize", body=body, cast_to=object)
+    assert "".join(one["piece"] for one in pieces["tokens"]).strip() == "Mara bakes."
+    ids = [one["id"] for one in pieces["tokens"]]
+    text: Any = client.post("/detokenize", body={"tokens": ids}, cast_to=object)
+    assert text["content"].strip() == "Mara bakes."
+    chat: Any = client.post("/tokenize", body={"messages": HELLO}, cast_to=object)
+    usage = client.chat.completions.create(
+        model=DEFAULT_MODEL, messages=HELLO, max_tokens=1
+    ).usage  # fmt: skip
+    assert usage is not None
+    assert usage.prompt_tokens == len(chat["tokens"])
+
+
+async def test_embeddings(tmp_path: Path) -> None:
+    path = write_embedder(tmp_path / "mini.gguf").path
+    await against(tmp_path, Path(path), _embeddings)
+
+
+def _embeddings(client: openai.OpenAI) -> None:
+    texts = [f"text {place}" for place in range(100)]
+    # By itself the SDK asks for base64, which its strict validation refuses of OpenAI too.
+    with openai.OpenAI(base_url=client.base_url, api_key="unused", max_retries=0) as lenient:
+        many = lenient.embeddings.create(model="mini", input=texts)
+    assert [one.index for one in many.data] == list(range(100))
+    (one,) = client.embeddings.create(model="mini", input="text 99", encoding_format="float").data
+    assert many.data[99].embedding == pytest.approx(one.embedding, abs=1e-3)
+    assert math.hypot(*one.embedding) == pytest.approx(1, abs=1e-3)
+    (short,) = client.embeddings.create(
+        model="mini", input="text 99", dimensions=8, encoding_format="float"
+    ).data
+    assert len(short.embedding) == 8
+    assert math.hypot(*short.embedding) == pytest.approx(1, abs=1e-3)
+    body = {"model": "mini", "input": "text 99", "encoding_format": "base64"}
+    raw: Any = client.post("/embeddings", body=body, cast_to=object)
+    packed = base64.b64decode(raw["data"][0]["embedding"])
+    assert struct.unpack(f"<{len(packed) // 4}f", packed) == pytest.approx(one.embedding, abs=1e-6)
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="mini", messages=HELLO)
+
+
+async def test_rerank(tmp_path: Path) -> None:
+    path = write_reranker(tmp_path / "judge.gguf").path
+    await against(tmp_path, Path(path), _rerank)
+
+
+def _rerank(client: openai.OpenAI) -> None:
+    documents = ["the sea", "a loaf", "the tide"]
+    body = {"model": "judge", "query": "water?", "documents": documents, "top_n": 2}
+    found: Any = client.post("/rerank", body=body, cast_to=object)
+    scores = [one["relevance_score"] for one in found["results"]]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+    assert all(documents[one["index"]] == one["document"]["text"] for one in found["results"])
+    assert found["usage"]["total_tokens"] > 0
