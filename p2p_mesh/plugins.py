@@ -22,7 +22,8 @@ from starlette.routing import BaseRoute
 from p2p_mesh import hookspecs
 from p2p_mesh.errors import LocalError
 from p2p_mesh.hookspecs import API_VERSION, PROJECT, Event, Topic
-from p2p_mesh.serve.backend import Backend
+from p2p_mesh.serve.backend import Backend, Source
+from p2p_mesh.settings import Settings
 
 SECONDS = 5.0
 """How long a hook, or the import of a plugin, may take."""
@@ -47,6 +48,7 @@ class Plugins:
         self._plugins: dict[str, Plugin] = {}
         self._seconds = seconds
         self._backends: tuple[Backend, ...] = ()
+        self._sources: tuple[Source, ...] = ()
         self._topics: tuple[Topic, ...] = ()
         self._routes: dict[str, list[BaseRoute]] = {}
 
@@ -71,19 +73,25 @@ class Plugins:
     def report(self) -> tuple[Plugin, ...]:
         return tuple(self._plugins.values())
 
-    def ask(self) -> None:
+    def ask(self, settings: Settings | None = None) -> None:
         """Calls the hooks that a node needs, once and before it starts: a hook may take seconds,
-        and nobody waits for it on the node's loop.
+        and nobody waits for it on the node's loop. Without settings there are no sources.
         """
         self._backends = tuple(one for _, one in self._each("meshnode_backends", _backend))
+        if settings is not None:
+            found = self._each("meshnode_sources", _source, settings=settings)
+            self._sources = tuple(one for _, one in found)
         self._topics = tuple(one for _, one in self._each("meshnode_topics", _topic))
         self._routes = {}
         for name, route in self._each("meshnode_routes", _route):
             self._routes.setdefault(name, []).append(route)
 
     def backends(self) -> tuple[Backend, ...]:
-        """What `ask` got; the same for routes and topics."""
+        """What `ask` got; the same for sources, routes and topics."""
         return self._backends
+
+    def sources(self) -> tuple[Source, ...]:
+        return self._sources
 
     def routes(self) -> Mapping[str, Sequence[BaseRoute]]:
         return self._routes
@@ -116,9 +124,9 @@ class Plugins:
                     implementation.plugin_name, f"meshnode_event: {type(error).__name__}: {error}"
                 )
 
-    def _each(self, hook: str, check: Callable[[Any], T]) -> Iterable[tuple[str, T]]:
+    def _each(self, hook: str, check: Callable[[Any], T], **given: Any) -> Iterable[tuple[str, T]]:
         """The checked elements of the lists that a hook's implementations return."""
-        for name, answer in self._call(hook):
+        for name, answer in self._call(hook, **given):
             try:
                 yield from [(name, check(one)) for one in answer]
             except (LocalError, TypeError) as error:
@@ -189,11 +197,21 @@ def _check(plugin: object) -> None:
 
 
 def _backend(found: Any) -> Backend:
-    missing = [part for part in ("name", "assess", "open") if not hasattr(found, part)]
-    if missing:
-        raise LocalError(f"{found!r} is no backend: it has no {', '.join(missing)}")
-    backend: Backend = found
+    backend: Backend = _having(found, "backend", "name", "assess", "open")
     return backend
+
+
+def _source(found: Any) -> Source:
+    source: Source = _having(found, "source", "name", "watch")
+    return source
+
+
+def _having(found: Any, what: str, *parts: str) -> Any:
+    """Raises LocalError for what lacks a part of such a thing."""
+    missing = [part for part in parts if not hasattr(found, part)]
+    if missing:
+        raise LocalError(f"{found!r} is no {what}: it has no {', '.join(missing)}")
+    return found
 
 
 def _route(found: Any) -> BaseRoute:

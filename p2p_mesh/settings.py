@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -23,6 +26,8 @@ from p2p_mesh.errors import SettingsError
 
 ENVIRONMENT = "MESHNODE_"
 CONFIG = "MESHNODE_CONFIG"
+ENDPOINT_KEY = "MESHNODE_ENDPOINT_KEY"
+_KEYS = re.compile(rf"{ENDPOINT_KEY}(_[1-9]\d{{0,2}})?")
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
@@ -93,8 +98,19 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return None if self.max_memory is None else int(self.max_memory * 1e9)
 
 
-_FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
-_LISTS = {name for name, field in _FIELDS.items() if field.default == ()}
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server whose models this node offers, and the key that it wants."""
+
+    url: str
+    """As it was given, without a slash at its end."""
+    key: str = field(default="", repr=False)
+    variable: str = ENDPOINT_KEY
+    """The environment variable that holds the key, or would."""
+
+
+_FIELDS = {one.name: one for one in msgspec.structs.fields(Settings)}
+_LISTS = {name for name, one in _FIELDS.items() if one.default == ()}
 
 
 def load(
@@ -119,7 +135,60 @@ def load(
     _check_address(settings.p2p_host)
     if not settings.name.isprintable():
         raise SettingsError(f"the setting name: {settings.name!r} holds what cannot be shown")
-    return _open_secrets(settings, stdin or sys.stdin) if open_secrets else settings
+    if not open_secrets:
+        return settings
+    endpoints(settings, environment)
+    return _open_secrets(settings, stdin or sys.stdin)
+
+
+def endpoints(
+    settings: Settings, environment: Mapping[str, str] | None = None
+) -> tuple[Endpoint, ...]:
+    """The servers of --endpoint. The key of the nth one is MESHNODE_ENDPOINT_KEY_<n>; that of an
+    only one may be MESHNODE_ENDPOINT_KEY. Raises SettingsError for a URL that is none, and for a
+    key that is nobody's.
+    """
+    environment = os.environ if environment is None else environment
+    names = [name for name in environment if _KEYS.fullmatch(name)]
+    found = tuple(_endpoints(settings, environment))
+    if unused := set(names) - {one.variable for one in found}:
+        raise SettingsError(
+            f"{min(unused)} is the key of no --endpoint: with several, that of the first is "
+            f"{ENDPOINT_KEY}_1, that of the second {ENDPOINT_KEY}_2, and so on"
+        )
+    return found
+
+
+def _endpoints(settings: Settings, environment: Mapping[str, str]) -> Iterator[Endpoint]:
+    is_only = len(settings.endpoint) == 1
+    for number, url in enumerate(settings.endpoint, 1):
+        variable = f"{ENDPOINT_KEY}_{number}"
+        if is_only and variable not in environment:
+            variable = ENDPOINT_KEY
+        key = environment.get(variable, "")
+        key = _read_secret(Path(key[1:]).expanduser()) if key.startswith("@") else key.strip()
+        if not key.isascii() or not key.isprintable():
+            raise SettingsError(f"{variable} holds what no HTTP header can: line breaks, say")
+        yield Endpoint(_endpoint_url(url), key, variable)
+
+
+def _endpoint_url(url: str) -> str:
+    """Raises SettingsError; says nothing of a password that the URL may hold."""
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good or not url.isprintable():
+        raise SettingsError(
+            "the setting endpoint: it takes the URL of a server, like http://localhost:8080/v1"
+        )
+    if parts.username is not None or parts.query or parts.fragment:
+        raise SettingsError(
+            f"the setting endpoint: leave out what is around {parts.hostname}{parts.path}; "
+            f"a key or password belongs into {ENDPOINT_KEY} (docs/settings.md)"
+        )
+    return url.rstrip("/")
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -136,7 +205,7 @@ def _from_file(path: Path) -> dict[str, Any]:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for variable, text in environment.items():
-        if not variable.startswith(ENVIRONMENT) or variable == CONFIG:
+        if not variable.startswith(ENVIRONMENT) or variable == CONFIG or _KEYS.fullmatch(variable):
             continue
         name = variable.removeprefix(ENVIRONMENT).lower()
         if name not in _FIELDS:

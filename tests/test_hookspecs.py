@@ -11,12 +11,13 @@ HOOKS = [name for name in dir(hookspecs) if name.startswith("meshnode_")]
 PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"
 
 
-def test_there_are_five() -> None:
+def test_there_are_six() -> None:
     assert HOOKS == [
         "meshnode_backends",
         "meshnode_commands",
         "meshnode_event",
         "meshnode_routes",
+        "meshnode_sources",
         "meshnode_topics",
     ]
 

@@ -22,14 +22,15 @@ MAY = {
     "serve": BASE | {"journal"},
     "front": BASE | {"journal", "http"},
     "console": BASE | {"journal", "http"},
-    "hookspecs": BASE | {"serve.backend"},
-    "plugins": BASE | {"hookspecs", "serve.backend"},
+    "hookspecs": BASE | {"serve.backend", "settings"},
+    "plugins": BASE | {"hookspecs", "serve.backend", "settings"},
     "node": BASE
     | {"journal", "settings", "state", "http", "net", "serve", "front", "console", "hookspecs",
        "plugins"},
     "cli": BASE | {"journal", "settings", "state", "serve", "hookspecs", "plugins", "node"},
 }  # fmt: skip
-PLUGIN_MAY = {"errors", "hookspecs", "core.records", "core.names", "serve.backend", "testing"}
+PLUGIN_MAY = {"errors", "hookspecs", "settings", "core.records", "core.names", "serve.backend",
+              "testing"}  # fmt: skip
 CORE_LIBRARIES = {"msgspec", "cryptography"}
 STANDARD_BUT_IMPURE = {"asyncio", "logging", "os", "pathlib", "random.SystemRandom", "secrets",
                        "socket", "subprocess", "sys", "threading", "time", "trio"}  # fmt: skip
@@ -100,9 +101,9 @@ def test_only_net_imports_libp2p() -> None:
 
 def test_every_module_has_its_test() -> None:
     missing = []
-    for folder, tests in ((PACKAGE, ROOT / "tests"),
-                          (ROOT / "plugins/llama_cpp/meshnode_llama_cpp",
-                           ROOT / "tests/plugins/llama_cpp")):  # fmt: skip
+    plugins = [(ROOT / f"plugins/{name}/meshnode_{name}", ROOT / f"tests/plugins/{name}")
+               for name in ("llama_cpp", "openai_endpoint")]  # fmt: skip
+    for folder, tests in ((PACKAGE, ROOT / "tests"), *plugins):
         for path in modules(folder):
             if path.name in ("__init__.py", "__main__.py"):
                 continue

@@ -14,6 +14,7 @@ from trio.testing import MockClock
 
 from p2p_mesh.hookspecs import Event, Topic, hookimpl
 from p2p_mesh.plugins import Plugins, within
+from p2p_mesh.settings import Settings
 from p2p_mesh.testing.backend import Echo
 
 
@@ -55,6 +56,24 @@ def test_bundled_plugin_loads_like_any_other() -> None:
     plugins.ask()
     assert states(plugins)["llama_cpp"] == "active"
     assert [backend.name for backend in plugins.backends()] == ["llama_cpp"]
+
+
+def test_sources_follow_the_settings() -> None:
+    plugins = Plugins()
+    plugins.load()
+    plugins.ask(Settings(endpoint=("http://localhost:8080/v1",)))
+    assert [source.name for source in plugins.sources()] == ["localhost:8080"]
+    plugins.ask(Settings())
+    assert plugins.sources() == ()
+
+
+def test_nonsense_is_no_source() -> None:
+    plugins = Plugins()
+    plugins.add("bad", lambda: plugin(meshnode_sources=lambda settings: [settings.port]))
+    plugins.ask()
+    assert states(plugins) == {"bad": "active"}  # nobody asked for sources
+    plugins.ask(Settings())
+    assert "9337 is no source: it has no name, watch" in states(plugins)["bad"]
 
 
 def test_broken_plugins_are_skipped_and_the_others_serve() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from p2p_mesh import settings as module
 from p2p_mesh.errors import SettingsError
-from p2p_mesh.settings import load
+from p2p_mesh.settings import Endpoint, Settings, endpoints, load
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +100,65 @@ def test_empty_secret_is_refused(tmp_path: Path) -> None:
 def test_missing_secret_file_is_named() -> None:
     with pytest.raises(SettingsError, match="/nowhere/token"):
         load({"join": ("@/nowhere/token",)}, {})
+
+
+KEYS = {"MESHNODE_ENDPOINT_KEY_1": "one", "MESHNODE_ENDPOINT_KEY_2": "two"}
+
+
+def test_only_endpoint_has_the_plain_key(tmp_path: Path) -> None:
+    only = Settings(endpoint=("http://a/v1/",))
+    assert endpoints(only, {}) == (Endpoint("http://a/v1"),)
+    assert endpoints(only, {"MESHNODE_ENDPOINT_KEY": "k"}) == (Endpoint("http://a/v1", "k"),)
+    (tmp_path / "key").write_text("in a file\n")
+    (found,) = endpoints(only, {"MESHNODE_ENDPOINT_KEY_1": f"@{tmp_path / 'key'}"})
+    assert (found.key, found.variable) == ("in a file", "MESHNODE_ENDPOINT_KEY_1")
+
+
+def test_each_of_several_endpoints_has_its_own_key() -> None:
+    several = Settings(endpoint=("http://a", "http://b"))
+    assert [one.key for one in endpoints(several, KEYS)] == ["one", "two"]
+    found = endpoints(several, {"MESHNODE_ENDPOINT_KEY_2": "two"})
+    assert [(one.key, one.variable) for one in found] == [
+        ("", "MESHNODE_ENDPOINT_KEY_1"), ("two", "MESHNODE_ENDPOINT_KEY_2"),
+    ]  # fmt: skip
+
+
+def test_key_is_never_shown() -> None:
+    assert "secret" not in repr(endpoints(Settings(endpoint=("http://a",)), {
+        "MESHNODE_ENDPOINT_KEY": "secret"}))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("urls", "environment", "message"),
+    [
+        (("http://a", "http://b"), {"MESHNODE_ENDPOINT_KEY": "k"}, "the key of no --endpoint"),
+        (("http://a",), KEYS, "MESHNODE_ENDPOINT_KEY_2 is the key of no --endpoint"),
+        ((), {"MESHNODE_ENDPOINT_KEY": "k"}, "the key of no --endpoint"),
+        (("http://a",), {"MESHNODE_ENDPOINT_KEY": "a\nb"}, "MESHNODE_ENDPOINT_KEY holds what no"),
+        (("http://a",), {"MESHNODE_ENDPOINT_KEY": "@/nowhere/key"}, "/nowhere/key"),
+        (("localhost:8080",), {}, "the URL of a server, like http"),
+        (("ftp://a",), {}, "the URL of a server"),
+        (("http://",), {}, "the URL of a server"),
+        (("http://a:99999",), {}, "the URL of a server"),
+        (("http://[a",), {}, "the URL of a server"),
+        (("http://a/?key=x",), {}, "leave out what is around a/"),
+        (("http://me:pass@a/v1",), {}, "leave out what is around a/v1"),
+    ],
+)
+def test_wrong_endpoint_is_named(
+    urls: tuple[str, ...], environment: dict[str, str], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        load({"endpoint": urls}, environment)
+    assert "pass@" not in str(caught.value)
+
+
+def test_keys_of_endpoints_are_no_settings() -> None:
+    assert load({"endpoint": ("http://a",)}, {"MESHNODE_ENDPOINT_KEY": "k"}).endpoint == (
+        "http://a",
+    )
+    with pytest.raises(SettingsError, match="no setting MESHNODE_ENDPOINT_KEY_0"):
+        load({}, {"MESHNODE_ENDPOINT_KEY_0": "k"})
 
 
 def test_folders_follow_xdg(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import resource
 import signal
 import sys
 import threading
-from typing import Any, TextIO, cast
+from typing import Any, TextIO, cast, get_args
 
 import click
 import trio
@@ -15,6 +15,7 @@ import trio
 from p2p_mesh import settings as settings_module
 from p2p_mesh.cli import output
 from p2p_mesh.core.invite import read_token
+from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import MeshError, SettingsError
 from p2p_mesh.journal import Journal
 from p2p_mesh.node.node import Node
@@ -32,15 +33,17 @@ FILES = 8192
 
 _HELP = """Start a node: serve models, join a mesh, answer on a local OpenAI API.
 
-With no --model it serves the small bundled model, which shows that things work and knows
-nothing. Every option can also stand in the settings file (max_memory = 8) or in the environment
-(MESHNODE_MAX_MEMORY=8); --join and --api-key take @FILE, or - for standard input, so that they
-need not stand in a process list.
+With no --model and no --endpoint it serves the small bundled model, which shows that things work
+and knows nothing. Every option can also stand in the settings file (max_memory = 8) or in the
+environment (MESHNODE_MAX_MEMORY=8); --join and --api-key take @FILE, or - for standard input, so
+that they need not stand in a process list. The key of an endpoint is MESHNODE_ENDPOINT_KEY in the
+environment; with several endpoints, MESHNODE_ENDPOINT_KEY_1, _2 and so on.
 
 \b
 Examples:
   meshnode run
   meshnode run --model ~/models/qwen3-8b-q4_k_m.gguf --ctx 8192
+  meshnode run --endpoint http://localhost:11434
   meshnode run --join @token.txt
   meshnode run --client --join - < token.txt
   meshnode run --port 8080 --console 8081 --data-dir ./second
@@ -80,6 +83,48 @@ Examples:
 @click.option("--ctx", metavar="N", help="Context of each request, in tokens.")
 @click.option("--threads", metavar="N", help="Threads of each engine.")
 @click.option("--max-memory", metavar="GB", help="What all models may take together.")
+@click.option("--parallel", metavar="N", help="Requests that each model answers at a time.")
+@click.option(
+    "--kv-type",
+    type=click.Choice(get_args(KvType)),
+    help="How the KV cache is stored.  [default: f16]",
+)
+@click.option("--gpu-layers", metavar="N", help="Layers on GPUs.  [default: as many as fit]")
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    default=None,
+    help="The text for a prompt and a seed is the same whatever else the node does; slower.",
+)
+@click.option(
+    "--speculation/--no-speculation",
+    default=None,
+    help="Guess tokens and verify them; the answer is the same.  [default: speculation]",
+)
+@click.option(
+    "--draft",
+    metavar="REF",
+    type=click.Path(),
+    help="A small model of the same vocabulary that guesses tokens for the one --model.",
+)
+@click.option(
+    "--mmproj",
+    metavar="FILE",
+    type=click.Path(),
+    help="The projector of the one --model, for images or sounds.",
+)
+@click.option(
+    "--endpoint",
+    multiple=True,
+    metavar="URL",
+    help="Offer the models of this OpenAI-compatible server. Repeatable.",
+)
+@click.option(
+    "--remote-media",
+    is_flag=True,
+    default=None,
+    help="Fetch images that requests link to; never from private addresses.",
+)
 @click.option(
     "--listen",
     is_flag=True,
@@ -128,7 +173,7 @@ def _run(settings: Settings, journal: Journal) -> int:
     models = store.select(_references(settings, is_client=is_client), digests)
     plugins = Plugins()
     plugins.load()
-    plugins.ask()
+    plugins.ask(settings)
     _allow_files()
     try:
         trio.run(_until_signal, settings, models, tickets, plugins, digests, journal)
@@ -147,11 +192,22 @@ def _allow_files() -> None:
 
 def _references(settings: Settings, *, is_client: bool = False) -> tuple[str, ...]:
     """The models to serve; `is_client`: by its invite, the node may only ask."""
-    if settings.client and settings.model:
-        raise SettingsError("--client serves nothing; leave out --model, or --client")
-    if settings.client or (is_client and not settings.model):
+    if settings.client and (settings.model or settings.endpoint):
+        wrong = "--model" if settings.model else "--endpoint"
+        raise SettingsError(f"--client serves nothing; leave out {wrong}, or --client")
+    _check_companions(settings)
+    if settings.client or ((is_client or settings.endpoint) and not settings.model):
         return ()
     return settings.model or (store.DEFAULT_MODEL,)
+
+
+def _check_companions(settings: Settings) -> None:
+    for flag, given in (("--draft", settings.draft), ("--mmproj", settings.mmproj)):
+        if given and len(settings.model) != 1:
+            raise SettingsError(
+                f"{flag} belongs to one model: give exactly one --model with it, "
+                f"and serve others by a node of their own"
+            )
 
 
 def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:

@@ -36,7 +36,7 @@ def _show(found: dict[str, Any]) -> None:
     if found["models"]:
         output.line("")
         output.table(
-            ("MODEL", "STATE", "CONTEXT", "SLOTS", "ACTIVE", "QUEUED"),
+            ("MODEL", "STATE", "CONTEXT", "SLOTS", "ACTIVE", "QUEUED", "DEVICE"),
             [_model(one) for one in found["models"]],
         )
     if found["peers"]:
@@ -47,7 +47,8 @@ def _show(found: dict[str, Any]) -> None:
 def _model(one: dict[str, Any]) -> list[str]:
     state = f"{one['progress']:.0%}" if one["state"] == "loading" else one["state"]
     numbers = [str(one[key] if one[key] is not None else "-") for key in ("context", "slots")]
-    return [one["id"], one["error"] or state, *numbers, str(one["active"]), str(one["queued"])]
+    counts = [str(one[key]) for key in ("active", "queued")]
+    return [one["id"], one["error"] or state, *numbers, *counts, one.get("device") or "-"]
 
 
 def _peer(one: dict[str, Any]) -> list[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import os
 import secrets
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,7 +26,8 @@ from p2p_mesh import state
 from p2p_mesh.console.app import create_app as create_console
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.invite import MAX_SEEDS, Ticket, check
-from p2p_mesh.core.records import InferenceRequest, ModelFile, Resources, Role
+from p2p_mesh.core.names import ModelId
+from p2p_mesh.core.records import InferenceRequest, ModelFile, Query, Reply, Resources, Role
 from p2p_mesh.errors import LocalError, SettingsError, UnknownModel
 from p2p_mesh.front.app import create_app as create_front
 from p2p_mesh.http.guard import Policy
@@ -35,14 +35,18 @@ from p2p_mesh.http.server import EVERYWHERE, serve
 from p2p_mesh.journal import Journal
 from p2p_mesh.node.answers import Answer, Answers
 from p2p_mesh.node.extensions import Extensions, Voice
+from p2p_mesh.node.listening import is_free
+from p2p_mesh.node.loads import load
 from p2p_mesh.node.members import EXPIRY_CHECK, Announcer, Members, announce
 from p2p_mesh.node.port import Port
+from p2p_mesh.node.sources import Sourced
 from p2p_mesh.node.status import status
 from p2p_mesh.plugins import Plugins
 from p2p_mesh.serve import hardware
-from p2p_mesh.serve.backend import Load
+from p2p_mesh.serve.backend import Load, Offer, Source
+from p2p_mesh.serve.opening import Memory
 from p2p_mesh.serve.store import Digests
-from p2p_mesh.serve.supervisor import Hosted, Memory
+from p2p_mesh.serve.supervisor import Hosted
 from p2p_mesh.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,6 +58,9 @@ JOIN_PATIENCE = 10.0
 
 SNAPSHOT_PATIENCE = 1.0
 """Seconds that it waits, once connected, for the first announcement of another."""
+
+SOURCE_PATIENCE = 5.0
+"""Seconds that it waits for what all sources offer at first."""
 
 
 class Node:
@@ -74,7 +81,14 @@ class Node:
         self.extensions = Extensions(plugins, journal)
         self.inventory = Inventory()
         self._resources = hardware.measure(settings.memory_limit)
-        self.hosted = self._host(models)
+        self._memory = Memory(self._resources)
+        self.port = Port(
+            self.inventory, self._memory, lambda: self.hosted.values(), lambda: self.network
+        )
+        self.hosted: dict[str, Hosted] = {
+            model.id: self._host(load(model, settings)) for model in models
+        }
+        self._sourced = [self._source(one) for one in plugins.sources()]
         self.answers = Answers(self.hosted, self.inventory, journal, time.time)
         self.network: Network | None = None
         self.members: Members | None = None
@@ -89,31 +103,21 @@ class Node:
         self._changed = trio.Event()
         self._news = trio.Event()
 
-    def _host(self, models: Sequence[ModelFile]) -> dict[str, Hosted]:
-        memory = Memory(self._resources)
-        port = self.port = Port(
-            self.inventory, memory, lambda: self.hosted.values(), lambda: self.network
+    def _host(self, wanted: Load | Offer) -> Hosted:
+        return Hosted(
+            wanted,
+            self.plugins.backends(),
+            memory=self._memory,
+            mesh=self.port,
+            journal=self.journal,
+            rng=SystemRandom(),
+            changed=self._change,
         )
-        backends = self.plugins.backends()
-        settings = self.settings
-        hosted: dict[str, Hosted] = {}
-        for model in models:
-            load = Load(
-                model,
-                context=settings.ctx,
-                threads=settings.threads,
-                memory_limit=settings.memory_limit,
-            )
-            hosted[model.id] = Hosted(
-                load,
-                backends,
-                memory=memory,
-                mesh=port,
-                journal=self.journal,
-                rng=SystemRandom(),
-                changed=self._change,
-            )
-        return hosted
+
+    def _source(self, source: Source) -> Sourced:
+        return Sourced(
+            source, self.hosted, host=self._host, journal=self.journal, changed=self._change
+        )
 
     def _change(self) -> None:
         """Something that is announced has changed."""
@@ -134,12 +138,14 @@ class Node:
                     for hosted in self.hosted.values():
                         nursery.start_soon(hosted.run)
                         nursery.start_soon(self._learn_digest, hosted)
+                    for sourced in self._sourced:
+                        nursery.start_soon(sourced.run)
                     await self._live(directory)
 
     def _check_p2p_port(self) -> None:
         """Raises SettingsError before anything is loaded, where the port is taken already."""
         host, port = self.settings.p2p_host or "0.0.0.0", self.settings.p2p_port
-        if port and not _is_free(host, port):
+        if port and not is_free(host, port):
             raise SettingsError(f"port {port} is in use; choose another with --p2p-port")
 
     # HTTP
@@ -153,27 +159,16 @@ class Node:
             clock=time.time,
             random=SystemRandom(),
             journal=self.journal,
+            remote_media=settings.remote_media,
         )
-        port = await nursery.start(
-            partial(
-                serve, front, host=host, port=settings.port, flag="--port", journal=self.journal
-            )
-        )
+        bind = partial(serve, host=host, journal=self.journal)
+        port = await nursery.start(partial(bind, front, port=settings.port, flag="--port"))
         self.api_url = f"http://localhost:{port}/v1"
         page = create_console(
             self, policy=policy, token=self._token, routes=self.plugins.routes(),
             journal=self.journal,
         )  # fmt: skip
-        port = await nursery.start(
-            partial(
-                serve,
-                page,
-                host=host,
-                port=settings.console,
-                flag="--console",
-                journal=self.journal,
-            )
-        )
+        port = await nursery.start(partial(bind, page, port=settings.console, flag="--console"))
         self.console_url = f"http://localhost:{port}"
         self.journal.info("api_ready", f"The API answers on {self.api_url}", api_url=self.api_url)
 
@@ -205,8 +200,12 @@ class Node:
     # What the console asks
 
     def measured(self) -> Resources:
-        """What this node has to work with now."""
-        devices = {about.device for one in self.hosted.values() if (about := one.description)}
+        """What this node has to work with now; a server elsewhere is no device of it."""
+        devices = {
+            about.device
+            for one in self.hosted.values()
+            if one.load is not None and (about := one.description)
+        }
         with suppress(OSError):  # no descriptor is free: what was measured last will do
             self._resources = hardware.measure(self.settings.memory_limit)
         now = self._resources
@@ -234,7 +233,7 @@ class Node:
         )
         self.belonging = belonging
         self.role = check(belonging.credential, belonging.mesh, time.time()).role
-        if self.role == "client" and self.hosted:
+        if self.role == "client" and (self.hosted or self._sourced):
             self.journal.warning(
                 "client_role", "This node's invite lets it ask, not serve: the models here answer "
                 "this node alone",
@@ -245,6 +244,7 @@ class Node:
             journal=self.journal,
             clock=time.time,
             answer=self._answer_peer,
+            look=self._reply_peer,
             changed=self._hear,
         )
         async with net.open_network(
@@ -261,12 +261,13 @@ class Node:
             self.network, members.know = network, network.know
             self.port.attach(network)
             self.answers.me, self.answers.ask = network.peer_id, network.ask
+            self.answers.look = network.query
             await self._take_part(network, identity, directory)
 
     def _listen(self, belonging: state.Belonging) -> tuple[str, ...]:
         host = self.settings.p2p_host or "0.0.0.0"
         port = self.settings.p2p_port
-        if port == 0 and _is_free(host, belonging.port):
+        if port == 0 and is_free(host, belonging.port):
             port = belonging.port
         family = "ip6" if ":" in host else "ip4"
         return (f"/{family}/{host}/tcp/{port}",)
@@ -321,14 +322,17 @@ class Node:
         if self.belonging.seeds:
             await self._reach()
         self.answers.is_joining = False
-        for hosted in self.hosted.values():
+        with trio.move_on_after(SOURCE_PATIENCE):
+            for sourced in self._sourced:
+                await sourced.heard.wait()
+        for hosted in tuple(self.hosted.values()):
             await hosted.wait_settled()
         invite = self.inviter.standing(self._seeds(network))
         self.journal.info(
             "ready", f"{self.settings.node_name} is ready",
             api_url=self.api_url, console_url=self.console_url, peer_id=network.peer_id,
             p2p_addrs=list(self._seeds(network)), mesh_id=self.belonging.id, invite=invite,
-            models=[one.load.model.id for one in self.hosted.values() if one.state == "ready"],
+            models=[one.id for one in self.hosted.values() if one.state == "ready"],
         )  # fmt: skip
 
     def _hear(self) -> None:
@@ -361,37 +365,29 @@ class Node:
         return tuple(f"{address}/p2p/{network.peer_id}" for address in addresses)
 
     def _answer_peer(self, request: InferenceRequest) -> Answer:
+        return self._own(request.model).generate(request)
+
+    async def _reply_peer(self, query: Query) -> Reply:
+        return await self._own(query.model).query(query)
+
+    def _own(self, model: ModelId) -> Hosted:
         """Raises UnknownModel; a peer is answered by this node's own models only."""
-        hosted = self.hosted.get(request.model)
-        if hosted is None:
-            raise UnknownModel(f"{self.settings.node_name} does not serve {request.model!r}")
-        return hosted.generate(request)
+        if (hosted := self.hosted.get(model)) is None:
+            raise UnknownModel(f"{self.settings.node_name} does not serve {model!r}")
+        return hosted
 
     # Beside
 
     async def _learn_digest(self, hosted: Hosted) -> None:
-        if hosted.digest is not None:
+        if hosted.load is None or hosted.digest is not None:
             return
+        path = hosted.load.model.path
         try:
-            hosted.digest = await self._digests.of(Path(hosted.load.model.path))
+            hosted.digest = await self._digests.of(Path(path))
         except OSError as error:
             self.journal.warning(
-                "digest_failed", f"{hosted.load.model.path} cannot be read: {error.strerror}",
-                model=hosted.load.model.id, reason=str(error),
+                "digest_failed", f"{path} cannot be read: {error.strerror}",
+                model=hosted.id, reason=str(error),
             )  # fmt: skip
             return
         self._change()
-
-
-def _is_free(host: str, port: int) -> bool:
-    """Whether the port of last time can be had again."""
-    if port == 0:
-        return False
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True

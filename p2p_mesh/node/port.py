@@ -13,7 +13,8 @@ from p2p_mesh.core.names import Digest, PeerId
 from p2p_mesh.core.records import Announcement
 from p2p_mesh.errors import Unavailable
 from p2p_mesh.serve.backend import Stream
-from p2p_mesh.serve.supervisor import Hosted, Memory
+from p2p_mesh.serve.opening import Memory
+from p2p_mesh.serve.supervisor import Hosted
 
 if TYPE_CHECKING:
     from p2p_mesh.net.mesh import Network
@@ -74,6 +75,6 @@ class Port:
 
     async def fetch(self, digest: Digest) -> Path:
         for hosted in self._hosted():
-            if hosted.digest == digest:
+            if hosted.load is not None and hosted.digest == digest:
                 return Path(hosted.load.model.path)
         raise Unavailable(f"no node that this one knows has a file with the digest {digest}")

@@ -43,11 +43,11 @@ def status(node: Node, now: float) -> dict[str, Any]:
 def _model(hosted: Hosted) -> dict[str, Any]:
     about = hosted.description
     return {
-        "id": hosted.load.model.id,
+        "id": hosted.id,
         "state": hosted.state,
         "progress": round(hosted.progress, 3),
         "error": hosted.error,
-        "context": about.context if about else None,
+        "context": (about.context or None) if about else None,
         "slots": about.slots if about else None,
         "device": about.device if about else None,
         "active": hosted.active,

@@ -174,12 +174,17 @@ class Source(Protocol):
     """Models that are no files of this node, such as those of a server that runs already."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Where the models are, such as `localhost:8080`; tells models of one name apart."""
+        ...
 
-    async def watch(self, offer: Callable[[Sequence[Offer]], None]) -> None:
+    async def watch(
+        self, offer: Callable[[Sequence[Offer]], None], note: Callable[[str], None]
+    ) -> None:
         """Tells, until cancelled, which models there are: all of them, whenever that changes.
         A model that is offered is served until it is no longer offered; one whose engine ends is
-        opened again, after a pause. Raises nothing: what is out of reach is tried again.
+        opened again, after a pause. Raises nothing: what is out of reach is tried again, and
+        `note` is told, in words for a user, when that begins.
         """
         ...
 

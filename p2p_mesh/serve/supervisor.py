@@ -1,28 +1,53 @@
-"""Keeps the models of this node served: chooses a backend, starts the engine, starts it again
-when it dies, and lets in as many requests as it can take.
+"""Keeps the models of this node served: starts the engine, starts it again when it dies, and lets
+in as many requests as it can take.
 
 Each model has one task (`Hosted.run`). A model that does not load at first is given up, with the
-reason; one that has been ready and dies is brought back, with growing pauses.
+reason; one that has been ready and dies is brought back, with growing pauses. What a Source offers
+is never given up: its server may come back at any time.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
 from typing import Literal
 
-import msgspec
 import trio
 
 from p2p_mesh.core.backoff import delay
-from p2p_mesh.core.names import Digest
-from p2p_mesh.core.records import Delta, InferenceRequest, Resources, ServedModel
-from p2p_mesh.errors import EngineDied, Loading, MeshError, Overloaded, Unavailable
+from p2p_mesh.core.names import Digest, ModelId
+from p2p_mesh.core.records import (
+    Delta,
+    EmbedQuery,
+    InferenceRequest,
+    Query,
+    Reply,
+    RerankQuery,
+    ServedModel,
+)
+from p2p_mesh.errors import (
+    EngineDied,
+    Loading,
+    MeshError,
+    ModelError,
+    Overloaded,
+    RequestError,
+    Unavailable,
+)
 from p2p_mesh.journal import Journal
-from p2p_mesh.serve.backend import Backend, Description, Engine, Fit, Load, Mesh, Refusal
+from p2p_mesh.serve.backend import (
+    Backend,
+    Capability,
+    Description,
+    Engine,
+    Load,
+    Mesh,
+    Offer,
+)
+from p2p_mesh.serve.opening import Memory, Way, by_backend, by_source
 
 State = Literal["loading", "ready", "failed"]
 
@@ -40,71 +65,23 @@ STALLED = 600.0
 REPORT_EVERY = 2.0
 """Seconds between two lines about a model that loads."""
 
+LONGEST_PAUSE = {False: 30.0, True: 5.0}
+"""Seconds between two tries at most; less (True) for what a source offers, which costs little."""
 
-class Memory:
-    """Who holds how much of this node's memory, so that two loads do not take the same."""
-
-    def __init__(self, resources: Resources) -> None:
-        self._resources = resources
-        self._leased = 0
-
-    def free(self) -> Resources:
-        free = max(0, self._resources.memory_free - self._leased)
-        return msgspec.structs.replace(self._resources, memory_free=free)
-
-    @asynccontextmanager
-    async def lease(self, memory_bytes: int) -> AsyncIterator[None]:
-        if memory_bytes > self.free().memory_free:
-            raise Unavailable(
-                f"{memory_bytes / 1e9:.1f} GB are wanted and "
-                f"{self.free().memory_free / 1e9:.1f} GB are free"
-            )
-        self._leased += memory_bytes
-        try:
-            yield
-        finally:
-            self._leased -= memory_bytes
-
-
-def choose(
-    backends: Iterable[Backend], load: Load, resources: Resources
-) -> tuple[Backend, Fit] | Refusal:
-    """The backend that serves a model best: the fastest expected, then the longest context."""
-    fits: list[tuple[Backend, Fit]] = []
-    refusals: list[Refusal] = []
-    for backend in backends:
-        found = _assess(backend, load, resources)
-        if isinstance(found, Fit):
-            fits.append((backend, found))
-        else:
-            refusals.append(found)
-    if fits:
-        return max(fits, key=lambda one: (one[1].tokens_per_second or 0.0, one[1].context))
-    if not refusals:
-        return Refusal("no backend is installed", "see `meshnode plugins`")
-    return Refusal("; ".join(one.reason for one in refusals), refusals[0].advice)
-
-
-def _assess(backend: Backend, load: Load, resources: Resources) -> Fit | Refusal:
-    """What a backend says of a model. Its defects refuse the model, and no more."""
-    try:
-        found: object = backend.assess(load, resources)
-    except Exception as error:  # noqa: BLE001 - a plugin's own
-        return Refusal(f"the backend {backend.name} failed: {type(error).__name__}: {error}")
-    if isinstance(found, Fit) and found.memory_bytes > resources.memory_free:
-        return Refusal(f"the backend {backend.name} wants more memory than is free")
-    if isinstance(found, Fit | Refusal):
-        return found
-    return Refusal(f"the backend {backend.name} failed: it says {found!r} of a model")
+_LACKS: dict[Capability, str] = {
+    "generate": "writes no text",
+    "embed": "makes no embeddings",
+    "rerank": "ranks no documents",
+}
 
 
 class Hosted:
-    """One model on this node, from the wish to serve it to the end of the node."""
+    """One model on this node, from the wish to serve it to the end of the node, or of the offer."""
 
     def __init__(
         self,
-        load: Load,
-        backends: Sequence[Backend],
+        wanted: Load | Offer,
+        backends: Sequence[Backend] = (),
         *,
         memory: Memory,
         mesh: Mesh,
@@ -112,20 +89,26 @@ class Hosted:
         rng: Random,
         changed: Callable[[], None],
     ) -> None:
-        self.load = load
+        self.load = wanted if isinstance(wanted, Load) else None
+        """None for what a source offers, which is no file of this node."""
+        self.id: ModelId = wanted.model.id if isinstance(wanted, Load) else wanted.id
+        self.digest: Digest | None = self.load.model.digest if self.load else None
         self.state: State = "loading"
         self.progress = 0.0
         self.error = ""
-        self.digest: Digest | None = load.model.digest
-        self._backends = backends
-        self._memory = memory
-        self._mesh = mesh
+        """Why the model failed, or why its engine last ended; empty while it is ready."""
+        self._prepare = (
+            partial(by_backend, wanted, backends, memory, mesh)
+            if isinstance(wanted, Load)
+            else partial(by_source, wanted)
+        )
         self._journal = journal
         self._rng = rng
         self._changed = changed
         self._settled = trio.Event()
         self._reported = 0.0
         self._ready_at = math.inf
+        self._again_at = 0.0
         self._patience = trio.CancelScope()
         self._engine: Engine | None = None
         self._about: Description | None = None
@@ -157,7 +140,7 @@ class Hosted:
         if about is None:
             return None
         return ServedModel(
-            id=self.load.model.id,
+            id=self.id,
             digest=self.digest,
             context=about.context,
             slots=about.slots,
@@ -167,48 +150,62 @@ class Hosted:
         )
 
     async def wait_settled(self) -> None:
-        """Returns when the model has first become ready, or failed."""
+        """Returns when the model has first become ready, or its engine failed to open."""
         await self._settled.wait()
+
+    async def drain(self) -> None:
+        """Returns when all answers have ended that run or wait now; lets in no other meanwhile."""
+        if (slots := self._slots) is not None:
+            for _ in range(int(slots.total_tokens)):
+                await slots.acquire_on_behalf_of(object())
 
     async def run(self) -> None:
         """Serves the model until cancelled, or until it is given up."""
-        chosen = choose(self._backends, self.load, self._memory.free())
-        if isinstance(chosen, Refusal):
-            self._fail(" ".join(part for part in (chosen.reason, chosen.advice) if part))
-            return
-        backend, fit = chosen
-        load = dataclasses.replace(
-            self.load, context=fit.context, slots=fit.slots, progress=self._report
-        )
-        async with self._memory.lease(fit.memory_bytes):
-            await self._keep(backend, load)
+        try:
+            async with self._prepare() as way:
+                await self._keep(way)
+        except ModelError as error:
+            self._fail(str(error))
 
-    async def _keep(self, backend: Backend, load: Load) -> None:
+    async def _keep(self, way: Way) -> None:
         deaths = 0
         while True:
             self._ready_at, self._patience, self.progress = math.inf, trio.CancelScope(), 0.0
-            reason = await self._serve(backend, load)
-            if not self._settled.is_set():
+            reason = await self._serve(way)
+            if not (self._settled.is_set() or way.is_lasting):
                 self._fail(reason)
                 return
             deaths = 0 if trio.current_time() - self._ready_at > SETTLED else deaths + 1
-            if deaths > MAX_RELOADS:
+            if deaths > MAX_RELOADS and not way.is_lasting:
                 self._fail(f"its engine died {deaths} times in a row; the last time: {reason}")
                 return
-            self._enter("loading")
-            self._journal.warning(
-                "engine_died", f"the engine of {load.model.id} ended: {reason}; starting it again",
-                model=load.model.id, reason=reason,
-            )  # fmt: skip
-            await trio.sleep(delay(deaths - 1, self._rng, first=0.2, most=30.0))
+            if deaths > MAX_RELOADS and self._about is not None:
+                self._about = None  # nobody need be told any longer to wait for it
+                self._changed()
+            await self._pause(deaths, reason, LONGEST_PAUSE[way.is_lasting])
 
-    async def _serve(self, backend: Backend, load: Load) -> str:
+    async def _pause(self, deaths: int, reason: str, most: float) -> None:
+        """Until the next try. A reason that stays the same is said once."""
+        seconds = delay(deaths - 1, self._rng, first=0.2, most=most)
+        self._again_at = trio.current_time() + seconds
+        is_news, self.error = reason != self.error, reason
+        self._enter("loading")
+        self._settled.set()
+        if is_news:
+            verb = "could not be opened" if self._ready_at == math.inf else "ended"
+            self._journal.warning(
+                "engine_died", f"the engine of {self.id} {verb}: {reason}; starting it again",
+                model=self.id, reason=reason,
+            )  # fmt: skip
+        await trio.sleep(seconds)
+
+    async def _serve(self, way: Way) -> str:
         """One life of an engine; returns how it ended."""
         started = self._reported = trio.current_time()
         try:
             with self._patience:
                 self._patience.deadline = started + STALLED
-                async with backend.open(load, self._mesh) as engine:
+                async with way.open(self._report) as engine:
                     self._patience.deadline = math.inf
                     self._begin(engine, trio.current_time() - started)
                     return await engine.wait_ended()
@@ -216,7 +213,7 @@ class Hosted:
         except MeshError as error:
             return str(error)
         except Exception as error:  # noqa: BLE001 - a plugin's defect ends its engine, not the node
-            return f"its backend {backend.name} failed: {type(error).__name__}: {error}"
+            return f"{way.maker} failed: {type(error).__name__}: {error}"
         finally:
             self._engine = None
 
@@ -230,13 +227,13 @@ class Hosted:
         self._settled.set()
         for note in about.notes:
             self._journal.warning(
-                "model_note", f"{self.load.model.id}: {note}", model=self.load.model.id, note=note
-            )
+                "model_note", f"{self.id}: {note}", model=self.id, note=note
+            )  # fmt: skip
         self._journal.info(
             "model_ready",
-            f"{self.load.model.id} is ready: context {about.context}, "
+            f"{self.id} is ready: context {about.context or 'unknown'}, "
             f"{about.slots} at a time, on {about.device}, loaded in {seconds:.1f} s",
-            model=self.load.model.id, context=about.context, slots=about.slots,
+            model=self.id, context=about.context, slots=about.slots,
             device=about.device, seconds=round(seconds, 3),
         )  # fmt: skip
 
@@ -245,13 +242,13 @@ class Hosted:
         self._enter("failed")
         self._settled.set()
         self._journal.error(
-            "model_failed", f"{self.load.model.id} cannot be served: {reason}",
-            model=self.load.model.id, reason=reason,
-        )  # fmt: skip
+            "model_failed", f"{self.id} cannot be served: {reason}", model=self.id, reason=reason
+        )
 
     def _enter(self, state: State) -> None:
-        self.state = state
-        self._changed()
+        if state != self.state:
+            self.state = state
+            self._changed()
 
     def _report(self, progress: float) -> None:
         now = trio.current_time()
@@ -261,35 +258,54 @@ class Hosted:
         if now - self._reported >= REPORT_EVERY and progress < 1.0:
             self._reported = now
             self._journal.info(
-                "model_loading", f"{self.load.model.id} is loading: {progress:.0%}",
-                model=self.load.model.id, progress=round(progress, 3),
+                "model_loading", f"{self.id} is loading: {progress:.0%}",
+                model=self.id, progress=round(progress, 3),
             )  # fmt: skip
 
     @asynccontextmanager
     async def generate(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Delta]]:
-        """An answer of this model, once a slot is free. Raises Loading, Overloaded, or what the
-        engine raises.
+        """An answer of this model, once a slot is free. Raises RequestError for a model that
+        writes none, Loading, Overloaded, or what the engine raises.
         """
-        engine, slots = self._open()
+        async with self._turn("generate") as engine, engine.generate(request) as deltas:
+            yield deltas
+
+    async def query(self, query: Query) -> Reply:
+        """What the engine replies, once a slot is free. Raises as `generate` does."""
+        async with self._turn(_needed(query)) as engine:
+            return await engine.query(query)
+
+    @asynccontextmanager
+    async def _turn(self, needed: Capability | None) -> AsyncIterator[Engine]:
+        engine, slots = self._open(needed)
         async with self._slot(slots):
             started = trio.current_time()
-            async with engine.generate(request) as deltas:
-                yield deltas
+            yield engine
             self._seconds += 0.2 * (trio.current_time() - started - self._seconds)
 
-    def _open(self) -> tuple[Engine, trio.CapacityLimiter]:
-        model = self.load.model.id
+    def _open(self, needed: Capability | None) -> tuple[Engine, trio.CapacityLimiter]:
         if self.state == "failed":
-            raise Unavailable(f"{model} could not be loaded: {self.error}")
-        if self._engine is None or self._slots is None or self.state != "ready":
-            raise Loading(f"{model} is being loaded ({self.progress:.0%})", retry_after=1.0)
+            raise Unavailable(f"{self.id} could not be loaded: {self.error}")
+        if self._engine is None or self._slots is None or self._about is None:
+            raise self._loading()
+        if needed is not None and needed not in self._about.capabilities:
+            can = ", ".join(sorted(self._about.capabilities))
+            raise RequestError(f"{self.id} {_LACKS[needed]}; it can: {can}", param="model")
         if self.queued >= QUEUE:
             turns = self.queued / self._slots.total_tokens
             raise Overloaded(
-                f"{self.queued} requests wait for {model} already",
+                f"{self.queued} requests wait for {self.id} already",
                 retry_after=min(60.0, max(1.0, turns * self._seconds)),
             )
         return self._engine, self._slots
+
+    def _loading(self) -> Loading:
+        if not self.error:
+            return Loading(f"{self.id} is being loaded ({self.progress:.0%})", retry_after=1.0)
+        seconds = self._again_at - trio.current_time()
+        return Loading(
+            f"{self.id} is being started again: {self.error}", retry_after=max(1.0, seconds)
+        )
 
     @asynccontextmanager
     async def _slot(self, slots: trio.CapacityLimiter) -> AsyncIterator[None]:
@@ -298,7 +314,17 @@ class Hosted:
         await slots.acquire_on_behalf_of(borrower)
         try:
             if slots is not self._slots:
-                raise EngineDied(f"the engine of {self.load.model.id} died", retry_after=1.0)
+                raise EngineDied(f"the engine of {self.id} died", retry_after=1.0)
             yield
         finally:
             slots.release_on_behalf_of(borrower)
+
+
+def _needed(query: Query) -> Capability | None:
+    """What an engine must declare for a query; nothing for one of its vocabulary."""
+    match query:
+        case EmbedQuery():
+            return "embed"
+        case RerankQuery():
+            return "rerank"
+    return None

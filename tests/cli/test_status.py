@@ -5,14 +5,14 @@ from p2p_mesh.cli.status import _model, _peer
 
 def test_loading_model_shows_how_far_it_is() -> None:
     row = {"id": "m", "state": "loading", "progress": 0.25, "error": "", "context": None,
-           "slots": None, "active": 0, "queued": 0}  # fmt: skip
-    assert _model(row) == ["m", "25%", "-", "-", "0", "0"]
+           "slots": None, "active": 0, "queued": 0, "device": None}  # fmt: skip
+    assert _model(row) == ["m", "25%", "-", "-", "0", "0", "-"]
 
 
 def test_failed_model_shows_why() -> None:
     row = {"id": "m", "state": "failed", "progress": 0, "error": "too big", "context": 8,
-           "slots": 2, "active": 1, "queued": 3}  # fmt: skip
-    assert _model(row) == ["m", "too big", "8", "2", "1", "3"]
+           "slots": 2, "active": 1, "queued": 3, "device": "http://h:1"}  # fmt: skip
+    assert _model(row) == ["m", "too big", "8", "2", "1", "3", "http://h:1"]
 
 
 def test_peer_shows_its_models() -> None:

@@ -175,3 +175,8 @@ def test_page_shows_every_part_of_the_status() -> None:
     script = (STATIC / "console.js").read_text()
     for name in ("name", "mesh_name", "role", "api_url", "p2p_addrs", "models", "peers", "plugins"):
         assert f"status.{name}" in script
+
+
+def test_page_shows_where_a_model_runs() -> None:
+    assert "model.device" in (STATIC / "console.js").read_text()
+    assert "Runs on" in (STATIC / "index.html").read_text()

@@ -1,5 +1,7 @@
 """A node before it runs; tests/real runs it."""
 
+import dataclasses
+import math
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,19 +9,22 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
+import trio.testing
 
 from p2p_mesh.core.names import ModelId, RequestId
-from p2p_mesh.core.records import InferenceRequest, ModelFile, TextPrompt
+from p2p_mesh.core.records import EmbedQuery, InferenceRequest, ModelFile, TextPrompt
 from p2p_mesh.errors import Loading, LocalError, UnknownModel
 from p2p_mesh.hookspecs import hookimpl
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.node.node import Node
 from p2p_mesh.plugins import Plugins
-from p2p_mesh.serve.backend import Load
+from p2p_mesh.serve.backend import Load, Offer, Source
 from p2p_mesh.serve.store import Digests
 from p2p_mesh.settings import Settings
 from p2p_mesh.state import Belonging
 from p2p_mesh.testing.backend import Echo
+from p2p_mesh.testing.mesh import NoMesh
 
 MODEL = ModelFile(
     id=ModelId("m"), path="/m.gguf", size_bytes=1, architecture="llama", context_length=64,
@@ -27,11 +32,17 @@ MODEL = ModelFile(
 )  # fmt: skip
 
 
-def node(tmp_path: Path, said: list[Entry] | None = None, **settings: Any) -> Node:
+def node(
+    tmp_path: Path, said: list[Entry] | None = None, *sources: Source, **settings: Any
+) -> Node:
     plugins = Plugins()
-    echo = SimpleNamespace(meshnode_api=1, meshnode_backends=hookimpl(lambda: [Echo()]))
+    echo = SimpleNamespace(
+        meshnode_api=1,
+        meshnode_backends=hookimpl(lambda: [Echo()]),
+        meshnode_sources=hookimpl(lambda: sources),
+    )
     plugins.add("echo", lambda: echo)
-    plugins.ask()
+    plugins.ask(Settings())
     return Node(
         Settings(data_dir=str(tmp_path), **settings), [MODEL], (), plugins,
         Digests(tmp_path / "digests.json"), Journal(*([said.append] if said is not None else [])),
@@ -54,6 +65,7 @@ def free_port() -> int:
 
 def test_settings_reach_the_load(tmp_path: Path) -> None:
     load = node(tmp_path, ctx=32, threads=1, max_memory=2.0).hosted["m"].load
+    assert load is not None
     assert (load.context, load.threads, load.memory_limit) == (32, 1, 2_000_000_000)
 
 
@@ -88,6 +100,10 @@ async def test_peer_gets_this_nodes_models_only(tmp_path: Path) -> None:
             pass
     with pytest.raises(UnknownModel):
         mine._answer_peer(msgspec.structs.replace(request, model=ModelId("other")))
+    with pytest.raises(Loading):
+        await mine._reply_peer(EmbedQuery(model=ModelId("m"), inputs=("x",)))
+    with pytest.raises(UnknownModel):
+        await mine._reply_peer(EmbedQuery(model=ModelId("other"), inputs=("x",)))
 
 
 def test_listening_makes_a_key_and_shows_it_once(tmp_path: Path) -> None:
@@ -108,3 +124,42 @@ async def test_digest_is_learned_beside(tmp_path: Path) -> None:
     await mine._learn_digest(hosted)
     assert hosted.digest is not None
     assert hosted.digest.startswith("2d711642")
+
+
+class Elsewhere:
+    """A source whose one model never opens, and which tells its models late, or never."""
+
+    name = "foreign:8080"
+
+    async def watch(self, offer: Any, note: Any) -> None:
+        offer(
+            [Offer(ModelId("far"), lambda: Echo(load_seconds=math.inf).open(Load(MODEL), NoMesh()))]
+        )
+        await trio.sleep_forever()
+
+
+async def test_offers_stand_beside_the_files(tmp_path: Path) -> None:
+    mine = node(tmp_path, None, Elsewhere())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mine._sourced[0].run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert {name: one.state for name, one in mine.hosted.items()} == {
+            "m": "loading", "far": "loading"
+        }  # fmt: skip
+        await mine._learn_digest(mine.hosted["far"])
+        assert mine.hosted["far"].digest is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_server_elsewhere_is_no_device_of_this_node(tmp_path: Path) -> None:
+    mine = node(tmp_path)
+    far = mine.hosted["far"] = mine._host(
+        Offer(ModelId("far"), lambda: Echo().open(Load(MODEL), NoMesh()))
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(far.run)
+        await far.wait_settled()
+        assert far.description is not None
+        far._about = dataclasses.replace(far.description, device="http://secret.example")
+        assert "secret" not in mine.measured().device
+        nursery.cancel_scope.cancel()

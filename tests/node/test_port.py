@@ -14,7 +14,7 @@ from p2p_mesh.core.records import Announcement, Resources
 from p2p_mesh.errors import Unavailable
 from p2p_mesh.node.port import Port
 from p2p_mesh.serve.backend import Mesh, Stream
-from p2p_mesh.serve.supervisor import Memory
+from p2p_mesh.serve.opening import Memory
 
 RESOURCES = Resources(memory_total=10, memory_free=10, threads=1)
 ANNOUNCEMENT = Announcement(

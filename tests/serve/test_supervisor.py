@@ -1,22 +1,41 @@
 """Models are kept served: chosen, loaded, brought back, given up, queued for."""
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
-from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from p2p_mesh.core.names import ModelId, RequestId
-from p2p_mesh.core.records import InferenceRequest, ModelFile, Resources, TextPrompt
-from p2p_mesh.errors import EngineDied, Loading, ModelError, Overloaded, Unavailable
+from p2p_mesh.core.records import (
+    DetokenizeQuery,
+    EmbedQuery,
+    InferenceRequest,
+    ModelFile,
+    Query,
+    Reply,
+    RerankQuery,
+    Resources,
+    Text,
+    TextPrompt,
+    Vectors,
+)
+from p2p_mesh.errors import (
+    EngineDied,
+    Loading,
+    ModelError,
+    Overloaded,
+    RequestError,
+    Unavailable,
+)
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.serve import supervisor
-from p2p_mesh.serve.backend import Backend, Description, Fit, Load, Mesh, Refusal
-from p2p_mesh.serve.supervisor import Hosted, Memory, choose
+from p2p_mesh.serve.backend import Backend, Capability, Description, Fit, Load, Mesh, Offer, Refusal
+from p2p_mesh.serve.opening import Memory
+from p2p_mesh.serve.supervisor import Hosted
 from p2p_mesh.testing.backend import Echo, EchoEngine
 from p2p_mesh.testing.mesh import NoMesh
 
@@ -32,12 +51,14 @@ LOAD = Load(
 class Case:
     """A hosted model, and all that it said."""
 
-    def __init__(self, *backends: Backend, resources: Resources = RESOURCES) -> None:
+    def __init__(
+        self, *backends: Backend, resources: Resources = RESOURCES, wanted: Load | Offer = LOAD
+    ) -> None:
         self.said: list[Entry] = []
         self.changes = 0
         self.memory = Memory(resources)
         self.hosted = Hosted(
-            LOAD, backends, memory=self.memory, mesh=NoMesh(), journal=Journal(self.said.append),
+            wanted, backends, memory=self.memory, mesh=NoMesh(), journal=Journal(self.said.append),
             rng=Random(1), changed=self._change,
         )  # fmt: skip
 
@@ -83,14 +104,6 @@ async def test_memory_is_leased_while_the_model_is_served() -> None:
     async with case.running():
         assert case.memory.free().memory_free == 40
     assert case.memory.free().memory_free == 100
-
-
-async def test_two_leases_do_not_take_the_same() -> None:
-    memory = Memory(RESOURCES)
-    async with memory.lease(60):
-        with pytest.raises(Unavailable, match="free"):
-            async with memory.lease(60):
-                pass
 
 
 async def test_model_that_does_not_fit_says_why() -> None:
@@ -199,13 +212,6 @@ async def test_backend_that_raises_refuses_its_model() -> None:
         assert hosted.state == "ready"
 
 
-@pytest.mark.parametrize("found", [None, 42, Fit(8, 1, 101)])
-async def test_backend_that_says_what_cannot_be_refuses_its_model(found: Any) -> None:
-    async with Case(Fixed(found)).running() as hosted:
-        assert hosted.state == "failed"
-        assert "the backend echo" in hosted.error
-
-
 async def test_load_without_progress_is_given_up(autojump_clock: MockClock) -> None:
     async with Case(Echo(load_seconds=math.inf)).running() as hosted:
         assert "made no progress for 600 s" in hosted.error
@@ -235,30 +241,109 @@ async def test_engine_that_cannot_describe_itself_is_given_up() -> None:
         assert (hosted.state, hosted.served()) == ("failed", None)
 
 
-class Fixed(Echo):
-    """A backend that assesses every model alike."""
-
-    def __init__(self, found: Fit | Refusal) -> None:
-        super().__init__()
-        self.found = found
-
-    def assess(self, load: Load, resources: Resources) -> Fit | Refusal:
-        return self.found
+def offered(echo: Echo) -> Offer:
+    """What a source offers, whose server is an Echo."""
+    return Offer(ModelId("m"), lambda: echo.open(LOAD, NoMesh()))
 
 
-def chosen(*found: Fit | Refusal) -> int | Refusal:
-    backends: Sequence[Fixed] = [Fixed(one) for one in found]
-    best = choose(backends, LOAD, RESOURCES)
-    return best if isinstance(best, Refusal) else [one.found for one in backends].index(best[1])
+async def test_offer_is_served_without_a_backend() -> None:
+    case = Case(wanted=offered(Echo()), resources=Resources(
+        memory_total=0, memory_free=0, threads=1))  # fmt: skip
+    async with case.running() as hosted:
+        assert (hosted.id, hosted.load, hosted.digest) == ("m", None, None)
+        assert await answer(hosted) == "one two three"
 
 
-def test_fastest_backend_is_chosen_then_the_longest_context() -> None:
-    slow, fast = Fit(4096, 1, 1, tokens_per_second=5), Fit(1024, 1, 1, tokens_per_second=50)
-    assert chosen(slow, fast) == 1
-    assert chosen(Fit(1024, 1, 1), Refusal("no"), Fit(4096, 1, 1)) == 2
+async def test_offer_that_does_not_open_is_tried_again(autojump_clock: MockClock) -> None:
+    echo = Echo()
+    echo.failures = [EngineDied("refused")] * 3
+    case = Case(wanted=offered(echo))
+    async with case.running() as hosted:
+        assert (hosted.state, hosted.error, hosted.served()) == ("loading", "refused", None)
+        with pytest.raises(Loading, match="started again: refused") as caught:
+            await answer(hosted)
+        assert caught.value.retry_after == 1.0
+        await trio.sleep(5)
+        assert await answer(hosted) == "one two three"
+    assert case.events == ["engine_died", "model_ready"]  # the same reason is said once
 
 
-def test_all_refusals_are_told() -> None:
-    assert chosen(Refusal("too big", "buy memory"), Refusal("no GPU")) == Refusal(
-        "too big; no GPU", "buy memory"
-    )
+async def test_offer_is_never_given_up_but_others_are_not_told_to_wait_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    echo = Echo()
+    case = Case(wanted=offered(echo))
+    async with case.running() as hosted:
+        echo.failures = [EngineDied("refused")] * 100
+        echo.engines[0].die()
+        await trio.sleep(5)
+        assert hosted.served() is not None
+        await trio.sleep(60)
+        assert (hosted.state, hosted.served()) == ("loading", None)
+        with pytest.raises(Loading) as caught:
+            await answer(hosted)
+        assert 1 <= (caught.value.retry_after or 0) <= supervisor.LONGEST_PAUSE[True]
+        echo.failures = []
+        await trio.sleep(5)
+        assert hosted.state == "ready"
+
+
+class Knowing(EchoEngine):
+    """Embeds, and writes nothing."""
+
+    can: frozenset[Capability] = frozenset({"embed"})
+
+    def describe(self) -> Description:
+        return Description(capabilities=self.can, context=8, slots=1)
+
+    async def query(self, query: Query) -> Reply:
+        await trio.sleep(1)
+        if isinstance(query, EmbedQuery):
+            return Vectors(vectors=(b"",), prompt_tokens=1)
+        return Text(text="x")
+
+
+@asynccontextmanager
+async def knowing() -> AsyncIterator[EchoEngine]:
+    yield Knowing(LOAD, 0.0)
+
+
+EMBED = EmbedQuery(model=ModelId("m"), inputs=("x",))
+
+
+async def test_queries_take_slots(autojump_clock: MockClock) -> None:
+    async with Case(wanted=Offer(ModelId("m"), knowing)).running() as hosted:
+        assert await hosted.query(EMBED) == Vectors(vectors=(b"",), prompt_tokens=1)
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(hosted.query, EMBED)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (hosted.active, hosted.queued) == (1, 1)
+    assert hosted.active == 0
+
+
+async def test_model_does_what_it_can_and_says_what_that_is(autojump_clock: MockClock) -> None:
+    rerank = RerankQuery(model=ModelId("m"), query="q", documents=("d",))
+    async with Case(wanted=Offer(ModelId("m"), knowing)).running() as hosted:
+        with pytest.raises(RequestError, match="m writes no text; it can: embed"):
+            await answer(hosted)
+        with pytest.raises(RequestError, match="m ranks no documents; it can: embed"):
+            await hosted.query(rerank)
+        words = DetokenizeQuery(model=ModelId("m"), tokens=(1,))
+        assert await hosted.query(words) == Text(text="x")
+
+
+async def test_query_waits_for_no_model_that_loads() -> None:
+    hosted = Case(wanted=Offer(ModelId("m"), knowing)).hosted
+    with pytest.raises(Loading):
+        await hosted.query(EMBED)
+
+
+async def test_drain_waits_for_what_runs(autojump_clock: MockClock) -> None:
+    async with Case(Echo(pause=1.0)).running() as hosted, trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(answer, hosted)
+        await trio.testing.wait_all_tasks_blocked()
+        await hosted.drain()
+        assert trio.current_time() == pytest.approx(6)
+    await Case().hosted.drain()

@@ -50,7 +50,7 @@ function modelRow(model) {
     : "–";
   const digest = element("span", model.digest ? model.digest.slice(0, 12) : "–", "mono");
   if (model.digest) digest.title = model.digest;
-  return [dash(model.id), modelState(model), dash(model.context), requests, digest];
+  return [dash(model.id), modelState(model), dash(model.context), requests, dash(model.device), digest];
 }
 
 function peerRow(peer) {

@@ -1,0 +1,63 @@
+"""What the settings want of a model."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from p2p_mesh.core.names import ModelId
+from p2p_mesh.core.records import ModelFile
+from p2p_mesh.errors import ModelError
+from p2p_mesh.node.loads import load
+from p2p_mesh.settings import Settings
+from p2p_mesh.testing.models import write_model
+from p2p_mesh.testing.projectors import write_projector
+
+MODEL = ModelFile(
+    id=ModelId("m"), path="/m.gguf", size_bytes=1, architecture="llama", context_length=64,
+    kv_bytes_per_token=1,
+)  # fmt: skip
+
+
+def test_every_setting_reaches_the_load() -> None:
+    found = load(MODEL, Settings(
+        ctx=32, parallel=3, threads=1, max_memory=2.0, kv_type="q8_0", gpu_layers=0,
+        deterministic=True, speculation=False,
+    ))  # fmt: skip
+    assert (found.context, found.slots, found.threads) == (32, 3, 1)
+    assert (found.memory_limit, found.kv_type, found.gpu_layers) == (2_000_000_000, "q8_0", 0)
+    assert (found.deterministic, found.speculation) == (True, False)
+
+
+def test_nothing_set_leaves_it_to_the_backend() -> None:
+    found = load(MODEL, Settings())
+    assert (found.context, found.slots, found.gpu_layers) == (None, None, None)
+    assert (found.kv_type, found.deterministic, found.speculation) == ("f16", False, True)
+    assert (found.draft, found.projector) == (None, None)
+
+
+def test_draft_and_projector_are_read(tmp_path: Path) -> None:
+    path = str(write_model(tmp_path / "small.gguf").path)
+    eyes = tmp_path / "eyes.gguf"
+    write_projector(eyes)
+    found = load(MODEL, Settings(draft=path, mmproj=str(eyes)))
+    assert found.draft is not None
+    assert (found.draft.id, found.draft.architecture) == ("small", "llama")
+    assert found.projector is not None
+    assert found.projector.size_bytes == eyes.stat().st_size
+    assert load(MODEL, Settings(draft="meshnode-demo")).draft is not None
+
+
+def test_model_is_no_projector(tmp_path: Path) -> None:
+    path = str(write_model(tmp_path / "small.gguf").path)
+    with pytest.raises(ModelError, match=r"small\.gguf is no projector but a model"):
+        load(MODEL, Settings(mmproj=path))
+
+
+@pytest.mark.parametrize("name", ["draft", "mmproj"])
+def test_file_that_is_no_model_is_said_at_once(tmp_path: Path, name: str) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGML")
+    for path, words in ((bad, "bad.gguf cannot be used"), (tmp_path / "gone", "there is no model")):
+        with pytest.raises(ModelError, match=words):
+            load(MODEL, msgspec.structs.replace(Settings(), **{name: str(path)}))
