@@ -19,7 +19,7 @@ import faulthandler
 import json
 import resource
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
@@ -53,6 +53,14 @@ CHATML_END = "<|im_end|>"
 PROBE: tuple[dict[str, Any], ...] = ({"role": "user", "content": "Hello"},)
 
 
+Messages = Sequence[dict[str, Any]]
+
+_RESERVED = frozenset(
+    {"messages", "tools", "add_generation_prompt", "strftime_now", "bos_token", "eos_token",
+     "raise_exception", "self", "loop", "caller", "varargs", "kwargs"}
+)  # fmt: skip
+
+
 class _TimeUp(BaseException):
     """Not an Exception: nothing that a template calls may swallow it."""
 
@@ -82,7 +90,9 @@ class Template:
     ) -> None:
         self._model = model
         self._bounds = bounds or Bounds()
-        self._fixed = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
+        self._no_tools: Messages | None = None
+        self._open = {"documents": None, "enable_thinking": True}
+        self._fixed = {"bos_token": bos, "eos_token": eos}
         try:
             with _limits(self._bounds.seconds):
                 self._template = _Environment(self._bounds.characters).from_string(source)
@@ -95,29 +105,68 @@ class Template:
         """Raises ModelError if the template goes beyond its limits even on the simplest messages.
         One that refuses them, or fails, is asked again with each request.
         """
+        if not self._works():
+            self._no_tools = []  # some templates go through the tools without asking
+            self._no_tools = [] if self._works() else None
+
+    def _works(self) -> bool:
         try:
-            self._write([*map(_plain, PROBE)], asked_at=0)
+            self._write(PROBE, None, {}, 0)
         except _BEYOND as error:
             raise ModelError(self._word(error)) from None
         except Exception:  # noqa: BLE001  a program of somebody else, it may raise any
-            return
+            return False
+        return True
 
-    def render(self, messages: Sequence[dict[str, Any]], *, asked_at: int) -> str:
-        """The prompt. Raises RequestError for messages that the template does not take."""
-        plain = [_plain(message) for message in messages]
+    def attempt(self, messages: Messages, tools: Messages | None) -> str | None:
+        """The prompt; None if the template refuses, fails, or goes beyond its limits."""
         try:
-            return self._write(plain, asked_at)
+            return self._write(messages, tools, {}, 0)
+        except (*_BEYOND, Exception):  # noqa: BLE001  a program of somebody else, it may raise any
+            return None
+
+    def render(
+        self,
+        messages: Messages,
+        tools: Messages | None = None,
+        *,
+        asked_at: int,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt. Raises RequestError for messages that the template does not take, and for
+        variables that have a meaning already.
+        """
+        variables = variables or {}
+        if shadowed := sorted(_RESERVED & variables.keys()):
+            raise RequestError(
+                f"{shadowed[0]} is no variable of the template's own; choose another name",
+                param="chat_template_kwargs",
+            )
+        try:
+            return self._write(messages, tools, variables, asked_at)
         except (*_BEYOND, Exception) as error:
             raise RequestError(self._word(error), param="messages") from error
 
-    def _write(self, messages: list[dict[str, Any]], asked_at: int) -> str:
+    def _write(
+        self,
+        messages: Messages,
+        tools: Messages | None,
+        variables: Mapping[str, Any],
+        asked_at: int,
+    ) -> str:
         def strftime_now(pattern: str) -> str:
             return datetime.fromtimestamp(asked_at, UTC).strftime(pattern)
 
-        given = {"messages": messages, "add_generation_prompt": True, "strftime_now": strftime_now}
+        given = {
+            "messages": list(messages),
+            "tools": list(tools) if tools else self._no_tools,
+            "add_generation_prompt": True,
+            "strftime_now": strftime_now,
+        }
+        names = self._open | dict(variables) | self._fixed | given
         written, parts = 0, []
         with _limits(self._bounds.seconds):
-            for part in self._template.generate(self._fixed | given):
+            for part in self._template.generate(names):
                 written += len(part)
                 if written > self._bounds.characters:
                     raise _TooMuch
@@ -207,30 +256,6 @@ def _length(value: Any) -> int:
     return len(value) if isinstance(value, str | bytes | list | tuple) else 0
 
 
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as templates expect it: its content is text, also where it came in parts."""
-    if not isinstance(message.get("role"), str):
-        raise RequestError("each message needs a role", param="messages")
-    content = message.get("content")
-    if content is None:
-        content = ""
-    elif isinstance(content, list):
-        content = "\n".join(map(_part, content))
-    elif not isinstance(content, str):
-        raise RequestError("a message's content is text, or a list of parts", param="messages")
-    return {**message, "content": content}
-
-
-def _part(part: Any) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text":
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        raise RequestError(f"this model takes text parts only, not {kind!r}", param="messages")
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise RequestError("a text part needs a text", param="messages")
-    return text
-
-
 def _tojson(
     value: Any,
     ensure_ascii: bool = False,
@@ -245,7 +270,15 @@ def _tojson(
         indent=indent,
         separators=separators,
         sort_keys=sort_keys,
+        default=_listed,
     )
+
+
+def _listed(value: Any) -> list[Any]:
+    """What filters such as `map` give."""
+    if isinstance(value, Iterator):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")
 
 
 def _raise(message: str) -> None:

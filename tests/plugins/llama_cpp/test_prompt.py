@@ -8,8 +8,16 @@ from meshnode_llama_cpp.model import Model
 from meshnode_llama_cpp.prompt import Prompts
 
 from p2p_mesh.core.names import ModelId, RequestId
-from p2p_mesh.core.records import ChatPrompt, InferenceRequest, TextPrompt, TokenPrompt
-from p2p_mesh.errors import ModelError, RequestError
+from p2p_mesh.core.records import (
+    ChatPrompt,
+    DetokenizeQuery,
+    InferenceRequest,
+    TextPrompt,
+    TokenizeQuery,
+    TokenPrompt,
+    Tool,
+)
+from p2p_mesh.errors import ContextExceeded, ModelError, RequestError
 from p2p_mesh.testing.models import BOS, EOS, IM_END, IM_START, LOOPING, write_model
 
 
@@ -22,11 +30,11 @@ HELLO = ask(ChatPrompt(messages=({"role": "user", "content": "Hello"},)))
 
 def load(path: Path, template: str | None) -> Model:
     write_model(path, template=template)
-    return Model(str(path), name=path.stem, progress=lambda _: None, offload=False)
+    return Model(str(path), name=path.stem, progress=lambda _: None)
 
 
 def test_a_chat_is_written_by_the_template(model: Model) -> None:
-    tokens = Prompts(model, 512).tokens(HELLO)
+    tokens = Prompts(model, 512).read(HELLO).tokens
     assert tokens[:2] == [BOS, IM_START]
     assert tokens.count(IM_START) == 2
     assert tokens.count(IM_END) == 1
@@ -34,46 +42,46 @@ def test_a_chat_is_written_by_the_template(model: Model) -> None:
 
 def test_the_beginning_is_not_doubled(tmp_path: Path) -> None:
     template = "{{ bos_token }}{{ messages[0].content }}"
-    tokens = Prompts(load(tmp_path / "twice.gguf", template), 512).tokens(HELLO)
+    tokens = Prompts(load(tmp_path / "twice.gguf", template), 512).read(HELLO).tokens
     assert tokens.count(BOS) == 1
 
 
 def test_a_text_is_tokenized_as_it_is(model: Model) -> None:
     prompts = Prompts(model, 512)
-    assert prompts.tokens(ask(TextPrompt(text="the"))) == model.tokenize("the")
+    assert prompts.read(ask(TextPrompt(text="the"))).tokens == model.tokenize("the")
 
 
 def test_tokens_pass_through(model: Model) -> None:
-    assert Prompts(model, 512).tokens(ask(TokenPrompt(tokens=(5, 6)))) == [5, 6]
+    assert Prompts(model, 512).read(ask(TokenPrompt(tokens=(5, 6)))).tokens == [5, 6]
 
 
 def test_a_token_outside_the_vocabulary_is_refused(model: Model) -> None:
     with pytest.raises(RequestError, match="token 512; the model's vocabulary has 512") as caught:
-        Prompts(model, 512).tokens(ask(TokenPrompt(tokens=(5, 512))))
+        Prompts(model, 512).read(ask(TokenPrompt(tokens=(5, 512))))
     assert caught.value.param == "prompt"
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(model: Model) -> None:
     prompt = TokenPrompt(tokens=(5,) * 9000)
-    with pytest.raises(RequestError, match="9000 tokens, the model's context is 4096"):
-        Prompts(model, 4096).tokens(ask(prompt))
+    with pytest.raises(ContextExceeded, match="9000 tokens, the model's context is 4096"):
+        Prompts(model, 4096).read(ask(prompt))
 
 
 def test_a_text_that_cannot_fit_is_not_tokenized_whole(model: Model) -> None:
-    with pytest.raises(RequestError, match=r"more than \d+ tokens, the model.s context is 64"):
-        Prompts(model, 64).tokens(ask(TextPrompt(text="a" * 100_000)))
+    with pytest.raises(ContextExceeded, match=r"more than \d+ tokens, the model.s context is 64"):
+        Prompts(model, 64).read(ask(TextPrompt(text="a" * 100_000)))
 
 
 def test_a_model_without_template_gets_chatml(tmp_path: Path) -> None:
     prompts = Prompts(load(tmp_path / "plain.gguf", None), 512)
-    assert prompts.tokens(HELLO).count(IM_START) == 2
-    assert prompts.stops(HELLO) == ("<|im_end|>",)
+    assert prompts.read(HELLO).tokens.count(IM_START) == 2
+    assert prompts.read(HELLO).stops == ("<|im_end|>",)
     assert prompts.notes == ("plain has no chat template; ChatML is used",)
 
 
 def test_a_model_with_template_stops_where_it_is_told(model: Model) -> None:
     prompts = Prompts(model, 512)
-    assert prompts.stops(ask(TextPrompt(text="a"), stop=("x",))) == ("x",)
+    assert prompts.read(ask(TextPrompt(text="a"), stop=("x",))).stops == ("x",)
     assert prompts.notes == ()
 
 
@@ -85,8 +93,121 @@ def test_a_looping_template_is_found_at_once(tmp_path: Path) -> None:
 
 def test_broken_unicode_from_a_template_does_no_harm(tmp_path: Path) -> None:
     model = load(tmp_path / "broken.gguf", r"{{ '\ud800' }}")
-    assert Prompts(model, 512).tokens(HELLO)[0] == BOS
+    assert Prompts(model, 512).read(HELLO).tokens[0] == BOS
 
 
 def test_ends_of_texts_are_known(model: Model) -> None:
     assert (model.begin, model.end) == (BOS, EOS)
+
+
+USER = {"role": "user", "content": "Weather?"}
+WEATHER = Tool(name="weather", parameters={"properties": {"city": {"type": "string"}}})
+ROUND = (
+    USER,
+    {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "call_1", "type": "function",
+         "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}]},
+    {"role": "tool", "tool_call_id": "call_1", "content": "Sunny."},
+    {"role": "user", "content": "Thanks"},
+)  # fmt: skip
+THINKS = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n{# </think> #}"
+    '{# <tool_call>{"name": 1}</tool_call> #}'
+)
+
+
+def spelled(model: Model, tokens: list[int]) -> str:
+    return b"".join(map(model.piece, tokens)).decode()
+
+
+def test_tools_reach_a_template_that_knows_nothing_of_them(model: Model) -> None:
+    prompt = Prompts(model, 4096).read(ask(ChatPrompt(messages=ROUND, tools=(WEATHER,))))
+    text = spelled(model, prompt.tokens)
+    assert '"name": "weather"' in text
+    assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call>' in text
+    assert "<tool_response>\nSunny.\n</tool_response>" in text
+    call = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+    assert [part.name for part in prompt.parser().push(call).calls][:1] == ["weather"]
+
+
+def test_tools_that_are_not_to_be_used_are_hidden(model: Model) -> None:
+    chat = ChatPrompt(messages=(USER,), tools=(WEATHER,), tool_choice="none")
+    prompt = Prompts(model, 512).read(ask(chat))
+    assert prompt.tokens == Prompts(model, 512).read(ask(ChatPrompt(messages=(USER,)))).tokens
+    assert prompt.parser().push("<tool_call>x").text == "<tool_call>x"
+
+
+def test_a_parser_knows_what_the_template_opened(tmp_path: Path) -> None:
+    model = load(tmp_path / "thinks.gguf", THINKS)
+    prompt = Prompts(model, 512).read(HELLO)
+    assert prompt.parser().push("Hm.").reasoning == "Hm."
+    assert prompt.parser().reasoning
+
+
+def test_demanded_calls_and_schemas_have_a_grammar(model: Model) -> None:
+    chat = ChatPrompt(messages=(USER,), tools=(WEATHER,), tool_choice="required")
+    demanded = Prompts(model, 4096).read(ask(chat)).grammar
+    assert demanded is not None
+    assert '%json {"type": "object"' in demanded
+    assert Prompts(model, 512).read(ask(TextPrompt(text="a"), schema={})).grammar is not None
+    assert Prompts(model, 512).read(HELLO).grammar is None
+
+
+def test_what_cannot_be_demanded_is_refused(model: Model) -> None:
+    with pytest.raises(RequestError, match="there are no tools"):
+        Prompts(model, 512).read(ask(ChatPrompt(messages=(USER,), tool_choice="required")))
+    deep: dict[str, Any] = {}
+    for _ in range(70):
+        deep = {"items": deep}
+    with pytest.raises(RequestError) as caught:
+        Prompts(model, 512).read(ask(TextPrompt(text="a"), schema=deep))
+    assert caught.value.param == "response_format"
+
+
+def test_a_suffix_needs_a_model_that_fills_gaps(model: Model) -> None:
+    with pytest.raises(RequestError, match="not trained to fill gaps") as caught:
+        Prompts(model, 512).read(ask(TextPrompt(text="a", suffix="b")))
+    assert caught.value.param == "suffix"
+
+
+PICTURE = {"role": "user", "content": [
+    {"type": "text", "text": "See"},
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,aW1hZ2U="}}]}  # fmt: skip
+
+
+def test_images_are_read_where_their_markers_stand(model: Model) -> None:
+    def read_media(text: str, media: Any) -> list[Any]:
+        assert text.count("<m>") == 1
+        return [[5, 6], media[0], [7]]
+
+    prompts = Prompts(model, 512, read_media=read_media, marker="<m>")
+    prompt = prompts.read(ask(ChatPrompt(messages=(PICTURE,))))
+    assert prompt.parts == ([5, 6], b"image", [7])
+    assert prompt.tokens == [5, 6, 7]
+
+
+def test_a_model_without_projector_takes_no_images(model: Model) -> None:
+    with pytest.raises(RequestError, match="this model takes no images"):
+        Prompts(model, 512).read(ask(ChatPrompt(messages=(PICTURE,))))
+
+
+def test_texts_are_tokenized_and_back(model: Model) -> None:
+    prompts = Prompts(model, 512)
+    query = TokenizeQuery(model=ModelId("tiny"), prompt=TextPrompt(text="the é"), with_pieces=True)
+    found = prompts.tokens(query)
+    assert list(found.tokens) == model.tokenize("the é")
+    assert found.pieces[0] == b"<s>"
+    back = DetokenizeQuery(model=ModelId("tiny"), tokens=found.tokens[1:])
+    assert prompts.text(back).text.strip() == "the é"
+
+
+def test_a_whole_chat_is_tokenized(model: Model) -> None:
+    prompts = Prompts(model, 512)
+    query = TokenizeQuery(model=ModelId("tiny"), prompt=HELLO.prompt)  # type: ignore[arg-type]
+    assert list(prompts.tokens(query).tokens) == prompts.read(HELLO).tokens
+
+
+def test_unknown_tokens_have_no_text(model: Model) -> None:
+    with pytest.raises(RequestError, match="has token 512") as caught:
+        Prompts(model, 512).text(DetokenizeQuery(model=ModelId("tiny"), tokens=(512,)))
+    assert caught.value.param == "tokens"

@@ -44,30 +44,40 @@ def test_blocks_leave_no_blank_lines() -> None:
     assert render("  {% if true %}\n  yes\n  {% endif %}\nno") == "  yes\nno"
 
 
-def test_text_parts_are_joined() -> None:
-    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    assert render("{{ messages[0].content }}", {"role": "user", "content": parts}) == "one\ntwo"
+def test_tools_and_variables_are_there() -> None:
+    source = "{{ tools[0].name }} {{ effort }} {{ enable_thinking }}"
+    written = template(source).render(
+        PROBE, [{"name": "add"}], asked_at=0, variables={"effort": "low"}
+    )
+    assert written == "add low True"
 
 
-def test_no_content_is_empty() -> None:
-    message = {"role": "assistant", "content": None}
-    assert render("[{{ messages[0].content }}]", message) == "[]"
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "bos_token"])
+def test_variables_shadow_nothing(name: str) -> None:
+    with pytest.raises(RequestError, match=f"{name} is no variable"):
+        template(CHATML).render(PROBE, asked_at=0, variables={name: 1})
 
 
-@pytest.mark.parametrize(
-    ("message", "says"),
-    [
-        ({"content": "Hello"}, "needs a role"),
-        ({"role": "user", "content": 7}, "is text"),
-        ({"role": "user", "content": [{"type": "image_url"}]}, "not 'image_url'"),
-        ({"role": "user", "content": ["Hello"]}, "not 'str'"),
-        ({"role": "user", "content": [{"type": "text"}]}, "needs a text"),
-    ],
-)
-def test_messages_of_another_form_are_refused(message: dict[str, Any], says: str) -> None:
-    with pytest.raises(RequestError, match=says) as caught:
-        render(CHATML, message)
-    assert caught.value.param == "messages"
+def test_a_template_that_goes_through_no_tools_gets_an_empty_list() -> None:
+    source = "{% for tool in tools %}{{ tool }}{% endfor %}{{ tools is none }}"
+    unasked = template(source)
+    assert unasked.attempt(PROBE, None) is None
+    unasked.probe()
+    assert unasked.attempt(PROBE, None) == "False"
+
+
+def test_what_a_filter_gives_becomes_json() -> None:
+    source = "{{ tools | map(attribute='name') | tojson }}"
+    assert template(source).attempt(PROBE, [{"name": "add"}]) == '["add"]'
+
+
+def test_the_time_limit_covers_tools() -> None:
+    source = "{% if tools %}" + LOOPING + "{% endif %}"
+    slow = template(source)
+    slow.probe()
+    assert slow.attempt(PROBE, [{}]) is None
+    with pytest.raises(RequestError, match="did not end"):
+        slow.render(PROBE, [{}], asked_at=0)
 
 
 def test_a_template_may_refuse_messages() -> None:
