@@ -133,7 +133,9 @@ class EventStream:
 
 
 class Outbox:
-    """Joins into one write whatever comes while another write is under way, or all at once."""
+    """Joins into one write whatever comes while another write is under way, or in one turn of the
+    loop: answers give what is ready without a turn for each delta.
+    """
 
     def __init__(self, write: Write) -> None:
         self._write = write
@@ -165,21 +167,9 @@ class Outbox:
     async def _drain(self, _cancel: Callable[[], None]) -> None:
         while True:
             await self._filled.wait()
-            await self._settled()
             data, self._pending, self._is_writing = bytes(self._pending), bytearray(), True
             self._filled = trio.Event()
             await self._write(data)
             self._is_writing = False
             self._written.set()
             self._written = trio.Event()
-
-    async def _settled(self) -> None:
-        """Waits until the loop brings nothing new: what is queued upstream comes together.
-
-        Within a turn of the loop tasks run in any order, so that one quiet turn proves nothing.
-        """
-        size, quiet = len(self._pending), 0
-        while quiet < 2 and len(self._pending) <= PENDING_LIMIT:
-            await trio.lowlevel.checkpoint()
-            quiet = quiet + 1 if len(self._pending) == size else 0
-            size = len(self._pending)

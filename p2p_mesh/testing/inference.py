@@ -82,15 +82,20 @@ class ScriptedInference:
 
 
 class _Run:
+    """Like an engine: deltas that are there come without a turn of the loop for each."""
+
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = iter(steps)
+        self._is_begun = False
         self.is_over = False
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self
 
     async def __anext__(self) -> Delta:
-        await trio.lowlevel.checkpoint()
+        if not self._is_begun:
+            self._is_begun = True
+            await trio.lowlevel.checkpoint()
         for step in self._steps:
             match step:
                 case Delta():

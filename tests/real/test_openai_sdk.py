@@ -160,9 +160,11 @@ Check = Callable[[openai.OpenAI], None]
 
 
 async def against(folder: Path, model: Path | None, check: Check) -> None:
-    """Runs a check, in a thread, on a node of its own; without a model, the bundled one."""
+    """Runs a check, in a thread, on a node of its own; without a model, the bundled one. Its
+    answers do not depend on what came before: the checks ask twice, and compare.
+    """
     arguments = () if model is None else ("--model", str(model))
-    async with start_node(folder / "node", *arguments) as node:
+    async with start_node(folder / "node", "--deterministic", *arguments) as node:
         await node.wait("ready")
         with sdk(node) as client:
             await trio.to_thread.run_sync(check, client)

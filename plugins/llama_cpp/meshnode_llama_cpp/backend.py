@@ -20,6 +20,8 @@ MOST_CONTEXT = 8192
 """More only where somebody asks for more: a KV cache is paid for when the model loads."""
 LEAST_CONTEXT = 512
 MOST_SLOTS = 4
+EXACT_SLOTS = 48
+"""Rows of a call in which none depends on the others (scheduler.EXACT): each answer needs one."""
 _SEQUENCES, _POSITIONS = 256, 2**31 - 1
 
 
@@ -77,6 +79,11 @@ def _impossible(load: Load) -> Refusal | None:
         return Refusal(
             f"llama.cpp holds {_SEQUENCES} slots and {_POSITIONS} tokens at most.",
             "Ask for fewer slots, or a shorter context.",
+        )
+    if load.deterministic and slots > EXACT_SLOTS:
+        return Refusal(
+            f"a deterministic engine answers {EXACT_SLOTS} requests at a time, at most.",
+            "Ask for fewer slots.",
         )
     return None
 

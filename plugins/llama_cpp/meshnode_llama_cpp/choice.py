@@ -45,12 +45,8 @@ class Choice:
         return grown if self.finish is None else joined((grown, self._conclude()))
 
     def replay(self, resume: Resume) -> Grown:
-        """Takes the tokens that a broken answer had; what it adds was not delivered yet."""
-        grown: list[Grown] = []
-        for token in resume.tokens:
-            if self.finish is None:
-                grown.append(self.push(token))
-        return rest(joined(grown), resume)
+        """Takes the tokens that a broken answer had; what they add, delivered or not."""
+        return joined([self.push(token) for token in resume.tokens if self.finish is None])
 
     def _piece(self, token: int) -> bytes:
         piece = self._model.piece(token)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from meshnode_llama_cpp.library import L, complaint
 from meshnode_llama_cpp.model import Model
-from meshnode_llama_cpp.prefixes import Rules
+from meshnode_llama_cpp.prefixes import COPY, Rules
 from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import ModelError
 
@@ -109,7 +109,9 @@ class Context:
         self.rows = Rows(plan.rows)
         self.outputs: int = params.n_outputs_max
         cells = model.window + plan.rows if model.window and not plan.is_exact else 0
-        self.rules = Rules(trims=not model.is_recurrent, cells=cells)
+        # To move a slot's cells costs the more, the more of them there are.
+        copy = max(COPY, plan.context // 64)
+        self.rules = Rules(trims=not model.is_recurrent, cells=cells, copy=copy)
         self.vocabulary = model.token_count
         self._row_type = ctypes.c_float * self.vocabulary
         self._warm(max(0, model.begin))
@@ -143,11 +145,15 @@ class Context:
         self.forget(slot)
         L.llama_memory_seq_cp(self._memory, source, slot, -1, -1)
 
+    def state_size(self, slot: int) -> int:
+        """Bytes that `save` gives."""
+        return int(L.llama_state_seq_get_size(self.handle, slot))
+
     def save(self, slot: int) -> bytes:
         """All that a sequence holds."""
-        size = L.llama_state_seq_get_size(self.handle, slot)
-        data = (ctypes.c_uint8 * size)()
-        written = L.llama_state_seq_get_data(self.handle, data, size, slot)
+        data = ctypes.create_string_buffer(self.state_size(slot))
+        target = ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8))
+        written = L.llama_state_seq_get_data(self.handle, target, len(data), slot)
         return bytes(memoryview(data)[:written])
 
     def restore(self, slot: int, state: bytes) -> None:

@@ -13,11 +13,12 @@ Theory of operation:
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from meshnode_llama_cpp.chat import Grown
+from meshnode_llama_cpp.choice import NOTHING
 from meshnode_llama_cpp.context import Context
 from meshnode_llama_cpp.draft import Draft
 from meshnode_llama_cpp.frames import Answer, Rejected
@@ -61,7 +62,7 @@ class Decoder:
         self._draft = draft if takes_back else None
         self._projector = projector
         self._pace = Pace()
-        self._queue: deque[Sequence] = deque()
+        self._queue: list[Sequence] = []
         self._live: list[Sequence] = []
         self._outcomes: list[Outcome] = []
 
@@ -70,65 +71,79 @@ class Decoder:
         return not self._live and not self._queue and not self._outcomes
 
     def add(self, task: Task) -> None:
-        """Raises RequestError for a grammar that cannot be."""
-        if task.prompt.grammar is not None:
-            self._grammars.compile(task.prompt.grammar)
-        for number in range(task.request.choices):
-            sequence = Sequence(task, number, self._model)
-            if sequence.choice.finish is None and not sequence.is_silent and task.most:
-                self._queue.append(sequence)
-            elif task.is_scored and not task.most:
-                self._queue.append(sequence)
-            else:
+        """Raises RequestError for a grammar that cannot be, or that a broken answer broke."""
+        numbers = range(task.request.choices)
+        for sequence in [self._sequence(task, number) for number in numbers]:
+            is_over = sequence.choice.finish is not None or sequence.is_silent
+            if is_over or not (task.most or sequence.is_scored):
                 self._finish(sequence, sequence.grown([]))
+            else:
+                self._queue.append(sequence)
+
+    def _sequence(self, task: Task, number: int) -> Sequence:
+        sequence = Sequence(task, number, self._model)
+        if task.prompt.grammar is not None:
+            param = "tools" if task.request.schema is None else "response_format"
+            sequence.matcher = self._grammars.compile(task.prompt.grammar, param=param)
+            for token in sequence.choice.tokens:
+                sequence.matcher.accept(token)
+        return sequence
 
     def cancel(self, number: int) -> None:
         """Harmless for an answer that has ended."""
-        self._queue = deque(one for one in self._queue if one.task.number != number)
-        for sequence in [one for one in self._live if one.task.number == number]:
+        for sequence in self._taken(number):
             self._leave(sequence)
+
+    def _taken(self, number: int) -> list[Sequence]:
+        """Takes the choices of a task out of the queue; returns those that are seated."""
+        self._queue = [one for one in self._queue if one.task.number != number]
+        return [one for one in self._live if one.task.number == number]
 
     def step(self) -> list[Outcome]:
         """One call of llama.cpp, and what came of it."""
         self._seat()
-        for sequence in [one for one in self._live if one.medium is not None]:
-            self._look(sequence)
+        for sequence in list(self._live):
+            if sequence in self._live and sequence.medium is not None:
+                self._look(sequence)
         fed = self._feed()
         if fed:
             self._compute(fed)
-            for sequence, row, count in fed:
+        for sequence, row, count in fed:
+            if sequence in self._live:  # not refused with another choice of its task
                 self._take(sequence, row, count)
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
     def _seat(self) -> None:
-        """Seats those who wait, in their order; one that waits for a prefix lets others pass."""
-        waiting: deque[Sequence] = deque()
-        while self._queue and not self._seats.is_full:
-            sequence = self._queue.popleft()
-            slot = self._seats.take(sequence, fresh=sequence.task.is_scored)
+        """Seats those who wait: whose task has the fewest choices seated, then who came first.
+        One that waits for a prefix lets others pass, but not those of its own task.
+        """
+        waits: set[int] = set()
+        while not self._seats.is_full:
+            seated = Counter(one.task.number for one in self._live)
+            free = [one for one in self._queue if one.task.number not in waits]
+            if not free:
+                return
+            sequence = min(free, key=lambda one: seated[one.task.number])
+            slot = self._seats.take(sequence, fresh=sequence.is_scored)
             if slot is None:
-                waiting.append(sequence)
-                continue
-            self._begin(sequence, slot)
-        self._queue.extendleft(reversed(waiting))
+                waits.add(sequence.task.number)
+            else:
+                self._queue.remove(sequence)
+                self._begin(sequence, slot)
 
     def _begin(self, sequence: Sequence, slot: int) -> None:
         task, sequence.slot = sequence.task, slot
+        sequence.read_first = sequence.read
         if task.cached is None:
             task.cached = sequence.read
-        matcher = None
-        if task.prompt.grammar is not None:
-            matcher = self._grammars.compile(task.prompt.grammar)
-            for token in sequence.choice.tokens:
-                matcher.accept(token)
         tokens = [key for key in sequence.keys if key >= 0]
         sequence.sampler = Sampler(
             self._context,
             task.request.sampling,
             tokens,
             choice=sequence.number,
-            matcher=matcher,
+            matcher=sequence.matcher,
         )
         if self._speculates:
             sequence.lookup = Lookup(tokens)
@@ -147,10 +162,9 @@ class Decoder:
                 position=sequence.read,
                 rows=self._limits.rows,
             )
-        except RequestError as error:  # a part of it may have been read
-            self._context.forget(sequence.slot)
-            sequence.read = 0
+        except RequestError as error:
             self._refuse(sequence, error)
+        sequence.highest = max(sequence.highest, sequence.read)
 
     def _feed(self) -> list[tuple[Sequence, int, int]]:
         """Fills the rows; returns who has some, the first row that is answered, and how many
@@ -158,7 +172,7 @@ class Decoder:
         """
         self._guess()
         outputs = self._context.outputs - len(self._live)
-        scored = max(1, sum(one.task.is_scored for one in self._live))
+        scored = max(1, sum(one.is_scored for one in self._live))
         turns = [
             one.turn(self._context.rules, outputs=max(1, outputs // scored)) for one in self._live
         ]
@@ -187,7 +201,7 @@ class Decoder:
         writing = [one for one in self._live if one.is_writing]
         if not writing or not (self._speculates or self._draft):
             return
-        if any(one.task.is_scored for one in self._live):
+        if any(one.is_scored for one in self._live):
             return
         room = (self._context.outputs - len(self._live)) // len(writing)
         wanted: dict[int, tuple[list[int], int]] = {}
@@ -226,7 +240,7 @@ class Decoder:
 
     def _read(self, sequence: Sequence, row: int, count: int) -> None:
         """Rows of a prompt were computed."""
-        if sequence.task.is_scored:
+        if sequence.is_scored:
             self._score(sequence, row, count)
         sequence.read += count
         if sequence.read == sequence.start - 1 and self._context.rules.forgets(sequence.start):
@@ -234,17 +248,16 @@ class Decoder:
         if not sequence.is_writing:
             return
         if sequence.task.most:
-            last = row + count - 1 if sequence.task.is_scored else row
-            self._write(sequence, last, 1, is_first=True)
+            self._write(sequence, row + count - 1 if sequence.is_scored else row, 1, is_first=True)
         else:
-            self._finish(sequence, sequence.grown([]), scores=sequence.scores)
+            self._finish(sequence, NOTHING)
 
     def _write(self, sequence: Sequence, row: int, count: int, *, is_first: bool = False) -> None:
         """Draws tokens as long as the guesses were right."""
         choice, guesses = sequence.choice, sequence.guesses
         grown: list[Grown] = []
-        scores, tokens = sequence.scores, []
-        sequence.scores = []
+        tokens: list[int] = []
+        scores: list[TokenLogprob] = []
         for place in range(count):
             token = self._draw(sequence, row + place, scores)
             tokens.append(token)
@@ -282,17 +295,20 @@ class Decoder:
         return token
 
     def _score(self, sequence: Sequence, row: int, count: int) -> None:
-        """Log-probabilities of a prompt's own tokens: each row tells of the token after it."""
+        """Log-probabilities of a prompt's own tokens: each row tells of the token after it. They
+        go out as they are computed; all together would be a very large delta.
+        """
         top = sequence.task.request.logprobs or 0
+        scores: list[TokenLogprob] = []
         if sequence.read == 0:
             token = sequence.keys[0]
-            sequence.scores.append(TokenLogprob(token=token, piece=self._model.spelled(token)))
+            scores.append(TokenLogprob(token=token, piece=self._model.spelled(token)))
         for place in range(count):
             following = sequence.read + place + 1
             if following < sequence.start:
                 logits = self._context.logits(row + place)
-                token = sequence.keys[following]
-                sequence.scores.append(logprob(logits, token, top, self._model))
+                scores.append(logprob(logits, sequence.keys[following], top, self._model))
+        self._say(sequence, sequence.grown([]), scores=scores)
 
     def _say(
         self,
@@ -332,12 +348,14 @@ class Decoder:
             self._say(sequence, grown, tokens, scores)
 
     def _refuse(self, sequence: Sequence, error: RequestError) -> None:
+        """Ends all choices of its task. What the cache has of them is not known."""
         number = sequence.task.number
-        self.cancel(number)
+        for one in self._taken(number):
+            self._leave(one, keeps=False)
         self._outcomes = [one for one in self._outcomes if one.number != number]
         self._outcomes.append(Rejected(number, error.code, str(error), error.param))
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: Sequence, *, keeps: bool = True) -> None:
         self._live.remove(sequence)
-        self._seats.leave(sequence.slot)
+        (self._seats.leave if keeps else self._seats.drop)(sequence.slot)
         sequence.sampler.free()

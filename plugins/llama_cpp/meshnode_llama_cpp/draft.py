@@ -14,6 +14,8 @@ from meshnode_llama_cpp.model import Model
 from meshnode_llama_cpp.prefixes import common
 from p2p_mesh.errors import ModelError
 
+AT_ONCE = 64
+"""Tokens that are read in a call: all answers wait for it."""
 _SMOOTH = 0.2
 _SPARE = 128
 """Tokens by which two vocabularies may differ: paddings, mostly."""
@@ -38,10 +40,13 @@ class Draft:
     def guess(self, wanted: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, list[int]]:
         """For slots with the tokens that are in them and the number that is wanted: guesses.
         Nothing for a slot whose tokens are too many to read at once; a part of them is read.
+        Nothing either where there are tokens that this vocabulary does not have.
         """
         start = time.perf_counter()
         found: dict[int, list[int]] = {slot: [] for slot in wanted}
-        rows = self._read({slot: list(tokens) for slot, (tokens, _) in wanted.items()})
+        known = {slot: list(tokens) for slot, (tokens, _) in wanted.items()
+                 if max(tokens) < self._vocabulary}  # fmt: skip
+        rows = self._read(known)
         while rows:
             for slot, row in rows.items():
                 found[slot].append(self._best(row))
@@ -61,7 +66,7 @@ class Draft:
         """Reads what is not read yet; returns the row that follows each that is wholly read."""
         rows, answers = self._context.rows, {}
         rows.clear()
-        room = rows.most
+        most = room = min(rows.most, AT_ONCE)
         for slot in sorted(tokens):
             known = self._cut(slot, tokens[slot])
             now = tokens[slot][known : known + room]
@@ -73,7 +78,7 @@ class Draft:
             self._held[slot] += now
             if is_whole:
                 answers[slot] = row
-        if room < rows.most:
+        if room < most:
             self._context.decode()
         return answers
 

@@ -39,7 +39,7 @@ GRACE = 1.0
 _KEPT = {"PATH", "HOME", "LANG", "LD_LIBRARY_PATH"}
 _KEPT_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "GGML_", "LLAMA_")
 _TAIL_LINES, _TAIL_LENGTH = 300, 400  # a traceback has up to 200
-_SPARE_DELTAS = 8  # a last one without a token, and some
+_SPARE_WORDS = 8  # a last delta without a token, an error, and some
 
 Word = Delta | Reply | MeshError
 
@@ -59,20 +59,40 @@ def environment(ours: Mapping[str, str], path: list[str]) -> dict[str, str]:
     return kept | {"PYTHONPATH": python_path, "GGML_NO_BACKTRACE": "1"}
 
 
-class Deltas:
-    """The deltas of one answer as they come."""
+class Words:
+    """What the engine says to one question, as it comes: deltas, or a reply, or an error that
+    ends it. A memory channel would do, and would cost two turns of the loop for each word.
+    """
 
-    def __init__(self, words: trio.MemoryReceiveChannel[Word]) -> None:
-        self._words = words
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._said: deque[Word] = deque()
+        self._is_over = False
+        self._waiting = trio.lowlevel.ParkingLot()
 
-    def __aiter__(self) -> Deltas:
+    def say(self, word: Word, *, last: bool = False) -> None:
+        """ValueError where more is said than can have been asked for."""
+        if len(self._said) >= self._most:
+            raise ValueError("more words than an answer can have")
+        self._said.append(word)
+        self._is_over = last
+        self._waiting.unpark()
+
+    async def next(self) -> Word | None:
+        """The next word, at once where it is there; None after the last."""
+        while not self._said:
+            if self._is_over:
+                return None
+            await self._waiting.park()
+        return self._said.popleft()
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
         return self
 
     async def __anext__(self) -> Delta:
-        try:
-            word = await self._words.receive()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
+        word = await self.next()
+        if word is None:
+            raise StopAsyncIteration
         if isinstance(word, MeshError):
             raise word
         assert isinstance(word, Delta)
@@ -92,7 +112,7 @@ class LlamaEngine:
         self._stream = stream
         self._out, self._commands = trio.open_memory_channel[bytes](math.inf)
         self._numbers = itertools.count()
-        self._answers: dict[int, trio.MemorySendChannel[Word]] = {}
+        self._answers: dict[int, Words] = {}
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._heard_all = trio.Event()
         self._ready: frames.Ready | None = None
@@ -117,43 +137,41 @@ class LlamaEngine:
         )
 
     @asynccontextmanager
-    async def generate(self, request: InferenceRequest) -> AsyncIterator[Deltas]:
+    async def generate(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Delta]]:
         """The answer to a request; leaving the context cancels it."""
-        most = request.choices * (self._plan.context + _SPARE_DELTAS)
-        number, receive = self._begin(most, lambda number: frames.Ask(number, request))
+        most = request.choices * (self._plan.context + _SPARE_WORDS)
+        number, words = self._begin(most, lambda number: frames.Ask(number, request))
         try:
-            yield Deltas(receive)
+            yield words
         finally:
-            self._leave(number, receive)
+            self._leave(number)
 
     async def query(self, query: Query) -> Reply:
         """What is answered at once."""
-        number, receive = self._begin(1, lambda number: frames.Look(number, query))
+        number, words = self._begin(_SPARE_WORDS, lambda number: frames.Look(number, query))
         try:
-            word = await receive.receive()
+            word = await words.next()
         finally:
-            self._leave(number, receive)
+            self._leave(number)
         if isinstance(word, MeshError):
             raise word
+        assert word is not None
         assert not isinstance(word, Delta)
         return word
 
-    def _begin(
-        self, most: int, command: Callable[[int], frames.Command]
-    ) -> tuple[int, trio.MemoryReceiveChannel[Word]]:
+    def _begin(self, most: int, command: Callable[[int], frames.Command]) -> tuple[int, Words]:
         """Asks, and makes the queue for what comes: at most so many words."""
         if self._ended.is_set() or self._closing:
             raise EngineDied(self._reason or f"the engine of {self._name} was closed")
         number = next(self._numbers)
-        send, receive = trio.open_memory_channel[Word](most)
+        words = Words(most)
         self._post(command(number))
-        self._answers[number] = send
-        return number, receive
+        self._answers[number] = words
+        return number, words
 
-    def _leave(self, number: int, receive: trio.MemoryReceiveChannel[Word]) -> None:
+    def _leave(self, number: int) -> None:
         if self._answers.pop(number, None) is not None:
             self._post(frames.Cancel(number))
-        receive.close()
 
     async def wait_ended(self) -> str:
         await self._ended.wait()
@@ -191,15 +209,22 @@ class LlamaEngine:
         """Reads until the connection ends; then it tells why."""
         records = frames.reports()
         try:
-            while data := await self._stream.receive_some(65_536):
+            while data := await self._receive():
                 for report in records.feed(data):
                     self._take(report)
-        except (ValueError, trio.WouldBlock) as error:  # nonsense, or more than was asked for
+        except ValueError as error:  # nonsense, or more than was asked for
             self._process.kill()
             self._broken = f"broke the protocol ({error})"
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except (OSError, trio.ClosedResourceError):
             pass
         await self._bury()
+
+    async def _receive(self) -> bytes:
+        """What there is, once there is something. A stream would try first and wait then, twice
+        the calls for each token.
+        """
+        await trio.lowlevel.wait_readable(self._stream.socket)
+        return os.read(self._stream.socket.fileno(), 65_536)
 
     async def _hear(self, stream: trio.abc.ReceiveStream) -> None:
         """Keeps the last lines of stderr, where llama.cpp says what went wrong."""
@@ -233,10 +258,9 @@ class LlamaEngine:
         answer = self._answers.get(number)
         if answer is None:
             return  # cancelled, and the engine does not know yet
-        answer.send_nowait(word)
+        answer.say(word, last=last)
         if last:
             del self._answers[number]
-            answer.close()
 
     async def _bury(self) -> None:
         with trio.move_on_after(GRACE):
@@ -254,8 +278,7 @@ class LlamaEngine:
         self._settled.set()
         self._ended.set()
         for answer in self._answers.values():
-            answer.send_nowait(EngineDied(self._reason))
-            answer.close()
+            answer.say(EngineDied(self._reason), last=True)
         self._answers.clear()
 
     def _word_reason(self) -> str:

@@ -7,8 +7,8 @@ that are made from its content.
 
 Nothing is reused that is not there whole. A recurrent state cannot go back: it is used where it
 stands, at the very end of what it read, or restored from a snapshot. The cells of a sliding window
-are used again in an order that llama.cpp does not tell (its smallest position says nothing about
-gaps: measured, 3 of 60 answers went wrong by it), so once they were all in use the same holds there.
+are used again, and llama.cpp does not tell which: its smallest position says nothing about gaps. So
+once they were all in use, the same holds there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 COPY = 64
-"""Tokens that a copy must save at least: it costs about as much as computing these."""
+"""Tokens that a copy must save at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,8 @@ class Rules:
     """Cells at the end can be given up, and what came before is as it was."""
     cells: int = 0
     """Of a sliding window's cache; 0: the model has none."""
+    copy: int = COPY
+    """Tokens that a copy must save: it moves all cells of a slot, however few are wanted."""
 
     def forgets(self, highest: int) -> bool:
         """Whether a sequence that once had so many tokens cannot be cut back."""
@@ -46,7 +48,7 @@ class Held:
     """The most tokens that the slot had, since it was empty."""
     live: bool = False
     coming: Sequence[int] = ()
-    """The whole prompt of a live sequence, of which `keys` is what was read yet."""
+    """The whole prompt of a live sequence that is reading it; `keys` is what was read yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +108,23 @@ def seat(prompt: Sequence[int], slots: Sequence[Held], rules: Rules) -> Seat | N
     # In place only where that does not cost another conversation its cells.
     if 2 * reach[own] < len(slots[own].keys):
         own = victim
-    if best not in (own, victim) and reach[best] - COPY >= reach[own]:
+    if best not in (own, victim) and reach[best] - rules.copy >= reach[own]:
         return Seat(victim, reach[best], source=best)
     return Seat(own, reach[own])
 
 
 def _comes(prompt: Sequence[int], slots: Sequence[Held], now: int, rules: Rules) -> bool:
-    """Whether waiting for a sequence that is read now will save more than there is."""
-    if not rules.trims:
-        return False
+    """Whether waiting for a sequence that is reading will save more than there is."""
     return any(
-        held.live
-        and len(held.keys) < len(held.coming)
-        and common(prompt[:-1], held.coming) - now >= COPY
+        held.live and usable(prompt, _read(held), rules) - now >= rules.copy
         for held in slots
+        if len(held.keys) < len(held.coming)
     )
+
+
+def _read(held: Held) -> Held:
+    """What the slot will hold when the prompt has been read."""
+    return Held(keys=held.coming, highest=max(held.highest, len(held.coming)))
 
 
 class Snapshots:
@@ -131,11 +135,13 @@ class Snapshots:
         self._kept: OrderedDict[tuple[int, ...], bytes] = OrderedDict()
         self.size = 0
 
+    def wants(self, keys: Sequence[int], size: int) -> bool:
+        """Whether a state of so many bytes is new, and not too large."""
+        return size <= self._most and tuple(keys) not in self._kept
+
     def keep(self, keys: Sequence[int], state: bytes) -> None:
-        name = tuple(keys)
-        if name in self._kept or len(state) > self._most:
-            return
-        self._kept[name] = state
+        """Of one that it `wants`."""
+        self._kept[tuple(keys)] = state
         self.size += len(state)
         while self.size > self._most:
             self.size -= len(self._kept.popitem(last=False)[1])

@@ -2,12 +2,14 @@
 
 Theory of operation:
 
-1. Every sequence that is writing gets its row, and rows for the tokens that were guessed for it, so
-   that all answers grow at one pace.
-2. While answers are written, prompts get as many rows as keep the step within STALL times a usual
-   one. What that is, is measured as it goes (`Pace`): on a GPU hundreds, on a small CPU one or two.
-3. Where more short prompts wait than answers are written, the prompts come first, in calls of
-   BURST rows: whoever came in a crowd waits for the crowd, not for those who came before.
+1. Every sequence that is writing gets its row, so that all answers grow at one pace; rows for the
+   tokens that were guessed come after those.
+2. While answers are written, a long prompt gets as many rows as keep the step within STALL times a
+   usual one. What that is, is measured as it goes (`Pace`): on a GPU hundreds, on a small CPU one
+   or two.
+3. A prompt that takes less than HICCUP to read is read at once, BURST rows a call, and so are all
+   short ones where more of them wait than answers are written: whoever came in a crowd waits for
+   the crowd, not for those who came before.
 4. Where nobody writes, prompts fill the call, the oldest first.
 """
 
@@ -17,12 +19,14 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-STALL = 2.25
-"""Steps of usual length that a step with rows of a prompt in it may take; 3 are promised."""
+STALL = 2.6
+"""Steps of usual length that a step with rows of a long prompt may take; 3 are promised."""
+HICCUP = 0.5
+"""Seconds that answers may wait for a prompt that is read at once."""
 SHORT = 1024
-"""Rows of a prompt that is read out of turn when many wait."""
+"""Tokens of a prompt that is read out of turn when many wait."""
 BURST = 128
-"""Rows of prompts in a call of those."""
+"""Rows in a call of those that are read at once."""
 
 _GRID: tuple[int, ...] = tuple(
     sorted({*range(1, 9), *(1 << n for n in range(3, 15)), *(3 << n for n in range(2, 13))})
@@ -47,7 +51,9 @@ class Turn:
     """What one live sequence could feed now."""
 
     unread: int = 0
-    """Tokens of its prompt that are not read; 0: it writes."""
+    """Tokens of its prompt that can be read now; 0: it writes."""
+    whole: int = 0
+    """Tokens of its prompt that were to be read when it came."""
     guessed: int = 0
     """Tokens that were guessed for it, to be verified."""
     most: int = 2**31
@@ -104,26 +110,43 @@ class Pace:
 def compose(turns: Sequence[Turn], limits: Limits, pace: Pace) -> list[int]:
     """How many rows each sequence gets now. `turns` are in order of age."""
     counts = [0] * len(turns)
+    writing = [place for place, turn in enumerate(turns) if not turn.unread]
     room = limits.rows
-    for place, turn in enumerate(turns):
-        if not turn.unread:
-            counts[place] = min(1 + turn.guessed, room)
-            room -= counts[place]
-    room = min(room, _prompt_rows(turns, limits, pace))
-    for place, turn in enumerate(turns):
-        if turn.unread and room:
-            counts[place] = min(turn.unread, turn.most, room)
-            room -= counts[place]
+    for place in writing[:room]:
+        counts[place] = 1
+    room -= sum(counts)
+    for place in writing:
+        if counts[place] and turns[place].guessed:
+            more = min(turns[place].guessed, room)
+            counts[place] += more
+            room -= more
+    places, rows = _prompts(turns, len(writing), limits, pace)
+    room = min(room, rows)
+    for place in places:
+        counts[place] = min(turns[place].unread, turns[place].most, room)
+        room -= counts[place]
     return counts
 
 
-def _prompt_rows(turns: Sequence[Turn], limits: Limits, pace: Pace) -> int:
-    writing = sum(not turn.unread for turn in turns)
+def _prompts(
+    turns: Sequence[Turn], writing: int, limits: Limits, pace: Pace
+) -> tuple[list[int], int]:
+    """Which prompts are read now, and in how many rows all together."""
+    reading = [place for place, turn in enumerate(turns) if turn.unread]
     if not writing:
-        return limits.rows
-    if sum(0 < turn.unread <= SHORT for turn in turns) > writing:
-        return BURST
-    return pace.beside(writing)
+        return reading, limits.rows
+    quick = [place for place in reading if _is_quick(turns[place], pace)]
+    if quick:
+        return quick, BURST
+    short = [place for place in reading if turns[place].whole <= SHORT]
+    if len(short) > writing:
+        return short, BURST
+    return reading, pace.beside(writing)
+
+
+def _is_quick(turn: Turn, pace: Pace) -> bool:
+    seconds = pace.more(turn.whole)
+    return turn.whole <= BURST if seconds is None else seconds <= HICCUP
 
 
 def _blend(known: dict[int, float], rows: int, seconds: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import count
 
 from meshnode_llama_cpp.context import Context
-from meshnode_llama_cpp.prefixes import Held, Snapshots, seat
+from meshnode_llama_cpp.prefixes import Held, Seat, Snapshots, seat
 
 SNAPSHOTS = 256 * 2**20
 """Bytes of states that are kept of a model whose memory cannot be cut back."""
@@ -20,6 +20,8 @@ class Sitter:
     def __init__(self, keys: list[int]) -> None:
         self.keys = keys
         self.read = 0
+        self.start = len(keys)
+        """Where its first token of its own will stand: before that it reads."""
         self.highest = 0
         """The most tokens that its slot had, since it was empty; guesses count."""
 
@@ -29,6 +31,7 @@ class Seats:
         self._context = context
         self._gone = [Held() for _ in range(slots)]
         self._live: dict[int, Sitter] = {}
+        self._seen: dict[int, Held] = {}
         self._clock = count(1)
         self._snapshots = Snapshots(SNAPSHOTS)
 
@@ -44,47 +47,72 @@ class Seats:
         found = seat(sitter.keys, held, self._context.rules)
         if found is None:
             return None
-        sitter.highest = held[found.slot if found.source is None else found.source].highest
-        if found.source is not None:
-            self._context.copy(found.source, found.slot)
-        sitter.read = self._keep(sitter, found.slot, 0 if fresh else found.kept)
+        if fresh:
+            self._clear(sitter, found.slot)
+        elif not self._restore(sitter, found):
+            self._keep(sitter, found, held)
         self._live[found.slot] = sitter
         return found.slot
 
     def leave(self, slot: int) -> None:
         """The sequence has ended; what the cache has of it stays until somebody needs the slot."""
         sitter = self._live.pop(slot)
-        self._gone[slot] = Held(
-            keys=sitter.keys[: sitter.read],
-            used=next(self._clock),
-            highest=sitter.highest,
-        )
+        self._seen.pop(slot, None)
+        keys = sitter.keys[: sitter.read]
+        self._gone[slot] = Held(keys=keys, used=next(self._clock), highest=sitter.highest)
+
+    def drop(self, slot: int) -> None:
+        """The sequence has ended, and nobody knows how much of it the cache has."""
+        self._clear(self._live[slot], slot)
+        self.leave(slot)
 
     def save(self, slot: int) -> None:
         """Keeps the state of a sequence for later ones that begin alike."""
         sitter = self._live[slot]
-        self._snapshots.keep(sitter.keys[: sitter.read], self._context.save(slot))
+        keys = sitter.keys[: sitter.read]
+        if self._snapshots.wants(keys, self._context.state_size(slot)):
+            self._snapshots.keep(keys, self._context.save(slot))
 
     def _held(self, slot: int) -> Held:
         sitter = self._live.get(slot)
         if sitter is None:
             return self._gone[slot]
-        return Held(
-            keys=sitter.keys[: sitter.read],
-            highest=sitter.highest,
-            live=True,
-            coming=sitter.keys,
-        )
+        seen = self._seen.get(slot)
+        if seen is None or len(seen.keys) != sitter.read:
+            reads = sitter.read < sitter.start
+            seen = self._seen[slot] = Held(
+                keys=sitter.keys[: sitter.read],
+                highest=sitter.highest,
+                live=True,
+                coming=sitter.keys[: sitter.start] if reads else (),
+            )
+        return seen
 
-    def _keep(self, sitter: Sitter, slot: int, kept: int) -> int:
-        """Leaves `kept` tokens in the slot, or puts more there from a snapshot; returns how many."""
+    def _clear(self, sitter: Sitter, slot: int) -> None:
+        self._context.forget(slot)
+        sitter.read = sitter.highest = 0
+
+    def _restore(self, sitter: Sitter, found: Seat) -> bool:
+        """Puts a snapshot into the slot, if there is one that has more of the sequence. Nothing
+        may be copied there before: a copy is carried out later, with the next call.
+        """
         saved = self._snapshots.find(sitter.keys)
-        if saved is not None and saved[0] > kept:
-            kept = sitter.highest = saved[0]
-            self._context.restore(slot, saved[1])
-        elif not kept:
-            sitter.highest = 0
-            self._context.forget(slot)
-        elif not self._context.rules.forgets(sitter.highest):
-            self._context.trim(slot, kept)
-        return kept
+        if saved is None or saved[0] <= found.kept:
+            return False
+        self._context.restore(found.slot, saved[1])
+        sitter.read = saved[0]
+        # A state has the cells of the window alone: it cannot be cut back.
+        sitter.highest = max(saved[0], self._context.rules.cells + 1)
+        return True
+
+    def _keep(self, sitter: Sitter, found: Seat, held: list[Held]) -> None:
+        """Leaves what was found in the slot, and nothing else."""
+        if not found.kept:
+            self._clear(sitter, found.slot)
+            return
+        origin = found.slot if found.source is None else found.source
+        sitter.read, sitter.highest = found.kept, held[origin].highest
+        if found.source is not None:
+            self._context.copy(found.source, found.slot)
+        if not self._context.rules.forgets(sitter.highest):
+            self._context.trim(found.slot, found.kept)

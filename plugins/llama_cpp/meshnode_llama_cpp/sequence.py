@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshnode_llama_cpp.chat import Grown
-from meshnode_llama_cpp.choice import NOTHING, Choice, joined
+from meshnode_llama_cpp.choice import NOTHING, Choice, joined, rest
+from meshnode_llama_cpp.grammar import Matcher
 from meshnode_llama_cpp.model import Model
 from meshnode_llama_cpp.prefixes import Rules
 from meshnode_llama_cpp.prompt import Part, Prompt
@@ -15,7 +16,7 @@ from meshnode_llama_cpp.sampler import Sampler
 from meshnode_llama_cpp.scheduler import Turn
 from meshnode_llama_cpp.seats import Sitter
 from meshnode_llama_cpp.speculation import Hope, Lookup
-from p2p_mesh.core.records import InferenceRequest, Resume, TextPrompt, TokenLogprob, Usage
+from p2p_mesh.core.records import InferenceRequest, Resume, TextPrompt, Usage
 
 if TYPE_CHECKING:
     from meshnode_llama_cpp.media import Medium  # its import maps libmtmd
@@ -84,18 +85,18 @@ class Sequence(Sitter):
     def __init__(self, task: Task, number: int, model: Model) -> None:
         self.task, self.number = task, number
         self.choice = Choice(task.prompt, model, task.most)
-        self.opening = NOTHING
-        """What its first delta begins with."""
         resume = _resume(task.request, number)
+        said = [Grown(text=_written(task, model))] if task.request.echo else []
         if resume is not None:
-            self.opening = self.choice.replay(resume)
-        elif task.request.echo:
-            self.opening = Grown(text=_written(task, model))
+            said.append(self.choice.replay(resume))
+        self.opening = joined(said) if resume is None else rest(joined(said), resume)
+        """What its first delta begins with."""
         self.is_silent = resume is not None and resume.finished
+        self.is_scored = task.is_scored and resume is None
+        self.matcher: Matcher | None = None
         super().__init__(task.keys + self.choice.tokens)
-        self.start = len(self.keys)
-        """Where its first token of its own will stand."""
-        self.scores: list[TokenLogprob] = []
+        self.read_first = 0
+        """Tokens that were there when it came."""
         self.guesses: list[int] = []
         self.hope = Hope()
         self.lookup: Lookup | None = None
@@ -118,16 +119,19 @@ class Sequence(Sitter):
 
     def turn(self, rules: Rules, *, outputs: int) -> Turn:
         """`outputs`: rows that may be answered."""
-        unread = self.unread(rules)
-        most = outputs if self.task.is_scored else 2**31
-        return Turn(unread, len(self.guesses), most)
+        return Turn(
+            self.unread(rules),
+            self.start - self.read_first,
+            len(self.guesses),
+            outputs if self.is_scored else 2**31,
+        )
 
     def next(self, count: int) -> tuple[list[int], int]:
         """The tokens of its next rows, and how many of them are answered."""
         if self.is_writing:
             return [self.keys[-1], *self.guesses[: count - 1]], count
         end = self.read + count
-        outputs = count if self.task.is_scored else int(end == self.start)
+        outputs = count if self.is_scored else int(end == self.start)
         return self.keys[self.read : end], outputs
 
     def grown(self, parts: list[Grown]) -> Grown:

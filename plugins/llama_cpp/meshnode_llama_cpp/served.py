@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -76,11 +77,12 @@ def open_model(command: frames.Open, devices: Sequence[Device], progress: Progre
 def _gpu_layers(command: frames.Open, devices: Sequence[Device]) -> int:
     if not devices or command.gpu_layers is not None:
         return command.gpu_layers or 0
+    beside = sum(os.stat(path).st_size for path in (command.draft, command.projector) if path)
     return gpu_layers_that_fit(
         command.path,
         cells=command.context * command.slots,
         kv_type=command.kv_type,
-        free=[device.free for device in devices],
+        free=[max(0, device.free - beside // len(devices)) for device in devices],
     )
 
 
@@ -89,7 +91,7 @@ class Writer:
 
     def __init__(self, model: Model, command: frames.Open, gpu_layers: int) -> None:
         model.check_writes()
-        self._command = command
+        self._model, self._command = model, command
         self._context_length = command.context
         self._limits = EXACT if command.deterministic else Limits()
         self._projector = _projector(model, command, gpu_layers)
@@ -122,7 +124,12 @@ class Writer:
         return self._decoder.idle
 
     def ask(self, number: int, request: InferenceRequest) -> None:
+        self._check(request)
         prompt = self._prompts.read(request)
+        if not isinstance(prompt.parts[-1], list):
+            raise RequestError(
+                "the prompt ends with an image or a sound; a text must follow", param="messages"
+            )
         cells = sum(len(part) if isinstance(part, list) else part.rows for part in prompt.parts)
         room = self._context_length - cells
         if room < 1:
@@ -132,6 +139,14 @@ class Writer:
             )
         most = room if request.max_tokens is None else min(room, request.max_tokens)
         self._decoder.add(Task(number, request, prompt, most))
+
+    def _check(self, request: InferenceRequest) -> None:
+        """What a peer may send, and no client."""
+        known = self._model.token_count
+        if any(token >= known for resume in request.resume for token in resume.tokens):
+            raise RequestError(
+                f"an answer of another vocabulary cannot go on: this one has {known} tokens"
+            )
 
     def look(self, query: Query, cancelled: Callable[[], bool]) -> Reply:
         match query:

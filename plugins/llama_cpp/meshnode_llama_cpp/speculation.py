@@ -1,7 +1,7 @@
 """Guessing tokens before they are computed: what to guess, and whether it pays. Pure.
 
 A guess is verified in the call that computes the next token anyway. Every token is drawn by its
-position's own generator whether it was guessed or not, so an answer with guesses is the one without.
+position's own generator, guessed or not: an answer with guesses is the one without.
 """
 
 from __future__ import annotations

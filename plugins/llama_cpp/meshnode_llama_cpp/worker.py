@@ -20,6 +20,8 @@ import signal
 import socket
 import sys
 import threading
+import time
+import traceback
 from functools import partial
 
 from meshnode_llama_cpp import frames
@@ -27,6 +29,10 @@ from meshnode_llama_cpp.library import devices, start
 from meshnode_llama_cpp.served import open_model
 from p2p_mesh.errors import MeshError
 
+PATIENCE = 0.01
+"""Seconds for questions between two steps: each costs a template and a tokenizer, and the answers
+that run wait for those.
+"""
 _SLACK = 2**30
 """Of data, beyond the memory limit: Python's, and what an estimate misses."""
 _STACK = 16 * 2**20  # and what else comes with a thread
@@ -48,8 +54,12 @@ def main(descriptor: int) -> None:
         connection.sendall(frames.encode(frames.Failed(str(error))))
         return
     while True:
+        begun = time.perf_counter()
         for command in inbox.batch(wait=worker.idle):
             worker.obey(command)
+        while time.perf_counter() - begun < PATIENCE and (more := inbox.batch(wait=False)):
+            for command in more:
+                worker.obey(command)
         worker.step()
 
 
@@ -83,9 +93,8 @@ class Inbox:
         return self._commands.get()
 
     def batch(self, *, wait: bool) -> list[frames.Command]:
-        """What to obey before the next step, at least one command if we are to wait: every
-        cancellation, and the first question that was not cancelled meanwhile. A question costs
-        a template and a tokenizer, and the answers that run wait for those.
+        """What to obey next, at least one command if we are to wait: every cancellation, and the
+        first question that was not cancelled meanwhile.
         """
         if wait and not self._held:
             self._held.append(self._commands.get())
@@ -148,8 +157,14 @@ class Worker:
                 case frames.Cancel(number):
                     self._served.cancel(number)
         except MeshError as error:
-            assert isinstance(command, frames.Ask | frames.Look)
-            self._send(frames.Rejected(command.number, error.code, str(error), error.param))
+            self._reject(command, error)
+        except Exception as error:  # noqa: BLE001  one question's defect is not the engine's
+            traceback.print_exc()
+            self._reject(command, MeshError(f"the engine failed on this: {error!r}"[:300]))
+
+    def _reject(self, command: frames.Command, error: MeshError) -> None:
+        assert isinstance(command, frames.Ask | frames.Look)
+        self._send(frames.Rejected(command.number, error.code, str(error), error.param))
 
     def step(self) -> None:
         if outcomes := self._served.step():

@@ -123,3 +123,10 @@ def test_what_a_refusal_advises_fits(free: int, kind: KvType | None) -> None:
         assert isinstance(
             assess(free, Load(MODEL, context=int(found[1]), slots=2, kv_type=kind)), Fit
         )
+
+
+def test_a_deterministic_engine_has_no_more_slots_than_rows() -> None:
+    assert isinstance(assess(900 * GB, Load(MODEL, slots=48, deterministic=True)), Fit)
+    refused = assess(900 * GB, Load(MODEL, slots=49, deterministic=True))
+    assert isinstance(refused, Refusal)
+    assert "48 requests at a time" in refused.reason

@@ -50,6 +50,11 @@ def test_a_long_text_is_read_a_part_at_a_time(model: Model) -> None:
     assert len(small.guess({0: (long, 3)})[0]) == 3
 
 
+def test_a_token_that_it_does_not_have_is_not_read(model: Model) -> None:
+    unknown = [1, 10, model.token_count]
+    assert draft(model).guess({0: (unknown, 3), 1: (TOKENS, 1)})[0] == []
+
+
 def test_another_vocabulary_is_refused(model: Model, tmp_path: Path) -> None:
     write_model(tmp_path / "other.gguf", shape=Shape(vocabulary=1024))
     other = Model(str(tmp_path / "other.gguf"), name="other", progress=lambda _: None)

@@ -5,8 +5,9 @@ import os
 import psutil
 import pytest
 import trio
+import trio.testing
 from meshnode_llama_cpp import engine
-from meshnode_llama_cpp.engine import Deltas, Word, environment
+from meshnode_llama_cpp.engine import Words, environment
 
 from p2p_mesh.core.records import Delta
 from p2p_mesh.errors import EngineDied
@@ -30,21 +31,40 @@ def test_an_engine_knows_no_secret() -> None:
     }
 
 
-async def test_deltas_end_with_their_channel() -> None:
-    send, receive = trio.open_memory_channel[Word](2)
-    send.send_nowait(Delta(text="a"))
-    send.close()
-    assert [delta async for delta in Deltas(receive)] == [Delta(text="a")]
+async def test_an_answer_ends_with_its_last_word() -> None:
+    words = Words(2)
+    words.say(Delta(text="a"))
+    words.say(Delta(text="b"), last=True)
+    assert [delta async for delta in words] == [Delta(text="a"), Delta(text="b")]
+    assert await words.next() is None
 
 
 async def test_an_error_is_raised_where_the_answer_is_read() -> None:
-    send, receive = trio.open_memory_channel[Word](2)
-    send.send_nowait(Delta(text="a"))
-    send.send_nowait(EngineDied("gone"))
-    deltas = Deltas(receive)
-    assert (await anext(deltas)).text == "a"
+    words = Words(2)
+    words.say(Delta(text="a"))
+    words.say(EngineDied("gone"), last=True)
+    assert (await anext(words)).text == "a"
     with pytest.raises(EngineDied, match="gone"):
-        await anext(deltas)
+        await anext(words)
+
+
+async def test_a_reader_is_woken(autojump_clock: trio.testing.MockClock) -> None:
+    words = Words(2)
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def read() -> None:
+            assert await words.next() == Delta(text="a")
+
+        await trio.testing.wait_all_tasks_blocked()
+        words.say(Delta(text="a"), last=True)
+
+
+def test_more_words_than_asked_for_are_refused() -> None:
+    words = Words(1)
+    words.say(Delta(text="a"))
+    with pytest.raises(ValueError, match="more words"):
+        words.say(Delta(text="b"))
 
 
 @pytest.mark.parametrize(

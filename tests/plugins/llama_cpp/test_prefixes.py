@@ -69,7 +69,7 @@ def test_a_short_common_beginning_is_computed_again() -> None:
 
 
 def test_a_live_sequence_is_copied_from() -> None:
-    slots = [Held(keys=LONG, live=True, coming=LONG), Held()]
+    slots = [Held(keys=LONG, live=True), Held()]
     assert seat([*LONG, 1], slots, Rules()) == Seat(1, 300, source=0)
 
 
@@ -77,6 +77,17 @@ def test_whoever_begins_like_a_prompt_that_is_read_waits() -> None:
     slots = [Held(keys=LONG[:20], live=True, coming=LONG), Held()]
     assert seat([*LONG, 1], slots, Rules()) is None
     assert seat([*LONG[:50], 1], slots, Rules()) == Seat(1)
+
+
+def test_nobody_waits_for_what_cannot_be_used_then() -> None:
+    slots = [Held(keys=LONG[:20], live=True, coming=LONG), Held()]
+    assert seat([*LONG[:100], 1], slots, Rules(cells=200)) == Seat(1)
+    assert seat([*LONG, 1], slots, Rules(cells=200)) is None
+
+
+def test_a_copy_that_moves_much_must_save_much() -> None:
+    slots = [Held(keys=[*LONG[:100], *range(500)], used=9), Held()]
+    assert seat([*LONG[:100], 1], slots, Rules(copy=101)) == Seat(1)
 
 
 def test_nobody_is_seated_where_all_slots_are_taken() -> None:
@@ -112,5 +123,6 @@ def test_snapshots_stay_within_their_bytes() -> None:
         kept.keep([place], bytes(4))
     assert kept.size == 8
     assert kept.find([0, 1]) is None
-    kept.keep([9], bytes(11))
-    assert kept.find([9, 9]) is None
+    assert kept.wants([9], 10)
+    assert not kept.wants([9], 11)
+    assert not kept.wants([4], 4)

@@ -6,6 +6,7 @@ LIMITS = Limits()
 turns = st.builds(
     Turn,
     unread=st.sampled_from([0, 0, 0, 1, 5, 700, 9000]),
+    whole=st.sampled_from([5, 700, 9000]),
     guessed=st.integers(0, 8),
     most=st.sampled_from([1, 7, 2**31]),
 )
@@ -35,39 +36,53 @@ def test_something_is_computed_always(found: list[Turn]) -> None:
     assert sum(compose(found, LIMITS, Pace())) > 0
 
 
+def prompt(unread: int, whole: int | None = None) -> Turn:
+    return Turn(unread, unread if whole is None else whole)
+
+
 @given(st.lists(turns, max_size=20))
-def test_whoever_writes_gets_a_row(found: list[Turn]) -> None:
-    counts = compose(found, LIMITS, paced())
+def test_whoever_writes_gets_a_row_before_anybody_guesses(found: list[Turn]) -> None:
+    counts = compose(found, Limits(rows=20), paced())
     assert all(count for turn, count in zip(found, counts, strict=True) if not turn.unread)
 
 
 def test_prompts_fill_the_call_where_nobody_writes() -> None:
-    assert compose([Turn(300), Turn(900)], LIMITS, Pace()) == [300, 212]
+    assert compose([prompt(300), prompt(900)], LIMITS, Pace()) == [300, 212]
 
 
 def test_a_long_prompt_waits_for_who_writes() -> None:
-    assert compose([Turn(), Turn(4000)], LIMITS, paced(step=10.0, row=6.0)) == [1, 2]
+    assert compose([Turn(), prompt(4000)], LIMITS, paced(step=10.0, row=6.0)) == [1, 2]
+
+
+def test_the_last_of_a_long_prompt_is_no_short_prompt() -> None:
+    assert compose([Turn(), prompt(40, 4000)], LIMITS, paced(step=10.0, row=6.0)) == [1, 2]
+
+
+def test_a_prompt_that_takes_no_time_is_read_at_once() -> None:
+    fast = paced(step=0.01, row=0.004)
+    assert compose([Turn(), prompt(4000), prompt(100)], LIMITS, fast) == [1, 0, 100]
+    assert compose([Turn(), prompt(200)], LIMITS, fast)[1] < 10
 
 
 def test_a_fast_machine_reads_much_beside_who_writes() -> None:
-    assert compose([Turn(), Turn(4000)], LIMITS, paced(step=10.0, row=0.02))[1] >= 384
+    assert compose([Turn(), prompt(4000)], LIMITS, paced(step=10.0, row=0.02))[1] >= 384
 
 
 def test_nothing_is_known_and_one_row_is_tried() -> None:
-    assert compose([Turn(), Turn(4000)], LIMITS, Pace()) == [1, 1]
+    assert compose([Turn(), prompt(4000)], LIMITS, Pace()) == [1, 1]
 
 
 def test_short_prompts_of_a_crowd_come_first() -> None:
-    crowd = [Turn(), Turn(100), Turn(100)]
+    crowd = [Turn(), prompt(100), prompt(100)]
     assert compose(crowd, LIMITS, paced()) == [1, 100, BURST - 100]
 
 
 def test_long_prompts_are_no_crowd() -> None:
-    assert sum(compose([Turn(), Turn(4000), Turn(4000)], LIMITS, paced())) <= 3
+    assert sum(compose([Turn(), prompt(4000), prompt(4000)], LIMITS, paced())) <= 4
 
 
 def test_a_prompt_that_is_scored_gets_as_many_rows_as_can_be_answered() -> None:
-    assert compose([Turn(300, most=64)], LIMITS, Pace()) == [64]
+    assert compose([Turn(300, 300, most=64)], LIMITS, Pace()) == [64]
 
 
 @given(

@@ -1,7 +1,13 @@
 from __future__ import annotations
 
-from meshnode_llama_cpp.context import Context
+from pathlib import Path
+
+import numpy as np
+from meshnode_llama_cpp.context import Context, Plan
+from meshnode_llama_cpp.model import Model
 from meshnode_llama_cpp.seats import Seats, Sitter
+
+from p2p_mesh.testing.models import write_model
 
 LONG = [1, *range(10, 110)]
 
@@ -57,6 +63,55 @@ def test_fresh_takes_nothing_over(context: Context) -> None:
     later = Sitter([*LONG, 5])
     assert seats.take(later, fresh=True) == slot
     assert later.read == 0
+
+
+def test_fresh_takes_no_snapshot_either(context: Context) -> None:
+    seats = Seats(context, 2)
+    slot, sitter = seated(context, seats, LONG)
+    read(context, slot, sitter)
+    seats.save(slot)
+    later = Sitter([*LONG, 5])
+    assert seats.take(later, fresh=True) is not None
+    assert later.read == 0
+
+
+def test_what_was_dropped_is_not_there(context: Context) -> None:
+    seats = Seats(context, 1)
+    slot, sitter = seated(context, seats, LONG)
+    read(context, slot, sitter)
+    seats.drop(slot)
+    assert seated(context, seats, [*LONG, 5])[1].read == 0
+
+
+def test_a_snapshot_is_not_overwritten_by_a_copy(tmp_path: Path) -> None:
+    """A copy between slots is carried out with the next call: it must not be asked for where a
+    snapshot has more.
+    """
+    write_model(tmp_path / "hybrid.gguf", kind="hybrid")
+    model = Model(str(tmp_path / "hybrid.gguf"), name="hybrid", progress=lambda _: None)
+    context = Context(model, Plan(context=256, slots=2, threads=1, rows=48))
+    seats = Seats(context, 2)
+    slot, sitter = seated(context, seats, LONG)
+    read(context, slot, sitter)
+    seats.save(slot)
+    seats.drop(slot)
+    begun, other = seated(context, seats, LONG[:70])
+    other.read = 0
+    context.forget(begun)
+    read(context, begun, other)
+    place, later = seated(context, seats, [*LONG, 5])
+    assert (place, later.read) == (1 - begun, len(LONG))
+    context.rows.clear()
+    row = context.rows.add(place, later.read, [5], outputs=1)
+    context.decode()
+    found = context.logits(row).copy()
+    alone = Context(model, Plan(context=256, slots=1, threads=1, rows=48))
+    fresh = Sitter([*LONG])
+    read(alone, 0, fresh)
+    alone.rows.clear()
+    row = alone.rows.add(0, len(LONG), [5], outputs=1)
+    alone.decode()
+    assert np.array_equal(found, alone.logits(row))
 
 
 def test_a_snapshot_serves_another_slot(context: Context) -> None:

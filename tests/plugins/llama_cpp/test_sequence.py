@@ -73,7 +73,7 @@ def test_guesses_follow_the_last_token(model: Model) -> None:
     found = sequence(model, [1, 2])
     found.read, found.guesses = 2, [7, 8, 9]
     found.keys.append(5)
-    assert found.turn(TRIMS, outputs=4) == Turn(0, 3, 2**31)
+    assert found.turn(TRIMS, outputs=4) == Turn(0, 2, 3, 2**31)
     assert found.next(3) == ([5, 7, 8], 3)
 
 
@@ -84,6 +84,13 @@ def test_an_answer_that_goes_on_has_its_tokens_in_its_prompt(model: Model) -> No
     assert found.choice.tokens == [300, 301]
     assert found.grown([]).text == (model.piece(300) + model.piece(301)).decode()
     assert found.grown([]).text == ""
+
+
+def test_an_echo_that_was_delivered_is_not_delivered_again(model: Model) -> None:
+    found = sequence(model, [20, 30], echo=True, resume=Resume(tokens=(300,), text=3))
+    whole = b"".join(map(model.piece, (20, 30, 300))).decode()
+    assert found.grown([]).text == whole[3:]
+    assert not found.is_scored
 
 
 def test_an_echo_is_the_prompt_as_it_was_written(model: Model) -> None:

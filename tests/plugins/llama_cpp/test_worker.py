@@ -4,7 +4,7 @@ import socket
 import threading
 
 from meshnode_llama_cpp import frames
-from meshnode_llama_cpp.worker import Inbox, sort
+from meshnode_llama_cpp.worker import Inbox, Worker, sort
 
 from p2p_mesh.core.names import ModelId, RequestId
 from p2p_mesh.core.records import InferenceRequest, TextPrompt
@@ -53,3 +53,22 @@ def test_a_question_can_be_taken_back_while_it_is_answered() -> None:
     assert not inbox.is_cancelled(1)
     assert inbox.batch(wait=True) == [frames.Cancel(7), ask(1)]
     assert inbox.batch(wait=True) == [ask(2)]
+
+
+class Broken:
+    idle = True
+
+    def ask(self, number: int, request: InferenceRequest) -> None:
+        raise KeyError("a defect of ours")
+
+
+def test_a_defect_that_one_question_meets_is_the_end_of_that_question() -> None:
+    ours, theirs = socket.socketpair()
+    worker = Worker.__new__(Worker)
+    worker._served, worker._connection = Broken(), theirs  # type: ignore[assignment]
+    with ours, theirs:
+        worker.obey(ask(7))
+        (report,) = frames.reports().feed(ours.recv(65_536))
+    assert isinstance(report, frames.Rejected)
+    assert (report.number, report.code) == (7, "error")
+    assert "a defect of ours" in report.message

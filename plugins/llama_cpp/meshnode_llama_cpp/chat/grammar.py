@@ -20,6 +20,13 @@ from p2p_mesh.core.records import Tool
 Special = Callable[[str], int | None]
 """The control token that a text is; None for any other text."""
 
+_GUIDANCE = "x-guidance"
+"""Where llguidance looks in a schema for how it is to be written."""
+_BOUNDED = {"whitespace_pattern": r"( |\n[ \t]{0,16})?"}
+"""JSON may have any number of spaces between two tokens: a small model writes them to the end of
+its context.
+"""
+
 _ANY = "/(?s:.*)/"
 _SPACE = r"/[ \n]{0,4}/"
 
@@ -88,7 +95,7 @@ class _Grammar:
 
     def _content(self, schema: dict[str, Any]) -> str:
         before, after = map(self._literal, self._form.around)
-        self._rule("content", f"%json {json.dumps(schema)}")
+        self._rule("content", _json(schema))
         return f"{before} content {after}"
 
     def _must_close(self) -> bool:
@@ -146,7 +153,7 @@ class _Grammar:
         arguments = f"arguments_{place}"
         if arguments not in self._rules:
             tags = self._form.calls.tags
-            self._rule(arguments, self._tagged(tool, place, tags) if tags else _json(tool))
+            self._rule(arguments, self._tagged(tool, place, tags) if tags else _arguments(tool))
         return f"{self._literal(opens + tool.name + between)} {arguments} {self._literal(closes)}"
 
     def _tagged(self, tool: Tool, place: int, tags: Tags) -> str:
@@ -170,7 +177,7 @@ class _Grammar:
         shared = {key: tool.parameters[key] for key in ("$defs", "definitions")
                   if key in tool.parameters}  # fmt: skip
         whole = schema | shared if isinstance(schema, dict) else schema
-        return f"{self._rule(name, f'%json {json.dumps(whole)}')} {self._literal(closes)}"
+        return f"{self._rule(name, _json(whole))} {self._literal(closes)}"
 
     def _free(self) -> str | None:
         """Text, and calls where the text that opens them turns up."""
@@ -198,9 +205,17 @@ def _first(text: str, marks: Iterable[str]) -> str | None:
     return next((mark for mark in marks if text.startswith(mark)), None)
 
 
-def _json(tool: Tool) -> str:
+def _arguments(tool: Tool) -> str:
     empty = {"type": "object", "properties": {}, "additionalProperties": False}
-    schema = {"type": "object"} | tool.parameters if tool.parameters else empty
+    return _json({"type": "object"} | tool.parameters if tool.parameters else empty)
+
+
+def _json(schema: Any) -> str:
+    """JSON by a schema. How it is written is for us to say, not for a client."""
+    if schema is True:
+        schema = {}
+    if isinstance(schema, dict):
+        schema = {**schema, _GUIDANCE: _BOUNDED}
     return f"%json {json.dumps(schema)}"
 
 

@@ -208,3 +208,21 @@ def test_control_tokens_are_written_by_their_number() -> None:
     assert rules is not None
     assert "<[7]>" in rules
     assert "TOOL_CALLS" not in rules
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"],
+          "additionalProperties": False}  # fmt: skip
+
+
+def test_spaces_between_tokens_are_few() -> None:
+    form = tell("{{ messages }}")
+    for text in ('{"a":1}', '{"a": 1}', '{\n  "a": 1\n}', '{\n\t"a": 1\n}'):
+        assert takes(form, Wanted(schema=SCHEMA), text)
+    for text in ('{  "a": 1}', '{\n\n"a": 1}', "{\n" + 30 * " " + '"a": 1}'):
+        assert not takes(form, Wanted(schema=SCHEMA), text)
+
+
+def test_a_client_does_not_say_how_json_is_written() -> None:
+    own = {**SCHEMA, "x-guidance": {"whitespace_pattern": "x+"}}
+    assert not takes(tell("{{ messages }}"), Wanted(schema=own), '{xxx"a":1}')
+    assert takes(tell("{{ messages }}"), Wanted(schema=own), '{"a": 1}')
