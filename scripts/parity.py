@@ -2,7 +2,8 @@
 """Proves that with `--deterministic` the text for a prompt and a seed depends on nothing else.
 
 Each answer is taken alone, in a full batch of requests that come, go and are cancelled, after a
-prefix hit, and resumed at a random token by an engine of its own. All must be equal.
+prefix hit, and resumed at a random token by an engine of its own. All must be equal. A part of
+them are of two choices, a part follow a JSON schema.
 """
 
 from __future__ import annotations
@@ -43,33 +44,52 @@ LETTERS = range(260, SHAPE.vocabulary)
 """Tokens that spell something and mark nothing."""
 PATIENCE = 120.0
 """Seconds for one answer."""
+PART = 0.25
+"""Of the pairs have two choices; and so many follow a schema."""
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 40}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was said; how it was cut into deltas is nobody's business."""
+
+    tokens: tuple[int, ...]
+    text: str
+    finish: str | None
+
+    def resume(self, number: int) -> Resume:
+        return Resume(choice=number, tokens=self.tokens, text=len(self.text),
+                      finished=self.finish is not None)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     deltas: tuple[Delta, ...]
 
-    @property
-    def text(self) -> str:
-        return "".join(delta.text for delta in self.deltas)
+    def choices(self) -> dict[int, Choice]:
+        """Those that began, by their numbers."""
+        return {one: self._choice(one) for one in sorted({delta.choice for delta in self.deltas})}
 
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        return tuple(token for delta in self.deltas for token in delta.tokens)
-
-    @property
-    def finish(self) -> str | None:
-        return self.deltas[-1].finish
+    def _choice(self, number: int) -> Choice:
+        deltas = [delta for delta in self.deltas if delta.choice == number]
+        return Choice(
+            tuple(token for delta in deltas for token in delta.tokens),
+            "".join(delta.text for delta in deltas),
+            next((delta.finish for delta in deltas if delta.finish), None),
+        )
 
     @property
     def cached(self) -> int:
         usage = self.deltas[-1].usage
         return usage.cached_tokens if usage else 0
 
-    def says(self, other: Answer) -> bool:
-        """Whether they say the same; how they were cut into deltas is nobody's business."""
-        ours = self.tokens, self.text, self.finish
-        return ours == (other.tokens, other.text, other.finish)
+
+NOTHING = Choice((), "", None)
 
 
 class Tally:
@@ -80,16 +100,23 @@ class Tally:
         self.hits = 0
 
     def compare(self, way: str, number: int, expected: Answer, found: Answer) -> None:
-        if found.says(expected):
+        ours, theirs = expected.choices(), found.choices()
+        if ours == theirs:
             return
         self.differences += 1
+        for choice in sorted(ours.keys() | theirs.keys()):
+            one, other = ours.get(choice, NOTHING), theirs.get(choice, NOTHING)
+            if one != other:
+                self._tell(f"pair {number}, choice {choice}, {way}", one, other)
+
+    def _tell(self, what: str, expected: Choice, found: Choice) -> None:
         same = 0
         for ours, theirs in zip(expected.tokens, found.tokens, strict=False):
             if ours != theirs:
                 break
             same += 1
         print(
-            f"pair {number}, {way}: {len(expected.tokens)} tokens alone, {len(found.tokens)} so, "
+            f"{what}: {len(expected.tokens)} tokens alone, {len(found.tokens)} so, "
             f"the first {same} equal; {expected.finish} and {found.finish}",
             file=sys.stderr,
         )
@@ -107,9 +134,12 @@ async def prove(pairs: int) -> list[Figure]:
                 await _after_a_hit(engine, request, (number, answer), tally)
                 await _resumed(other, request, (number, answer), tally, random)
     sampled = sum(request.sampling.temperature > 0 for request in requests)
-    tokens = sum(len(answer.tokens) for answer in answers)
-    print(f"{pairs} pairs, {sampled} of them sampled, {tokens} tokens; each alone, in a batch of")
-    print(f"{SLOTS}, after a prefix hit and resumed: {tally.differences} differences")
+    double = sum(request.choices > 1 for request in requests)
+    held = sum(request.schema is not None for request in requests)
+    tokens = sum(len(delta.tokens) for answer in answers for delta in answer.deltas)
+    print(f"{pairs} pairs: {sampled} sampled, {double} of two choices, {held} held to a schema;")
+    print(f"{tokens} tokens; each alone, in a batch of {SLOTS}, after a prefix hit and resumed:")
+    print(f"{tally.differences} differences")
     return [
         Figure("parity_pairs", pairs, "pairs", ">=", pairs),
         Figure("parity_prefix_hits", tally.hits, "pairs", ">=", pairs),
@@ -148,7 +178,7 @@ async def _make_noise(engine: Engine, like: InferenceRequest, random: Random) ->
         prompt = TokenPrompt(tokens=tuple(random.choices(LETTERS, k=random.randint(1, 600))))
         request = replace(
             like, id=RequestId(f"noise-{number}"), prompt=prompt, sampling=_sampling(random),
-            max_tokens=random.randint(1, 120),
+            max_tokens=random.randint(1, 120), choices=1, schema=None,
         )  # fmt: skip
         patience = random.randint(0, 40) if random.random() < 0.3 else 1000
         async with engine.generate(request) as deltas:
@@ -179,10 +209,12 @@ async def _resumed(
     number, answer = expected
     cut = random.randrange(1, len(answer.deltas))
     before = Answer(answer.deltas[:cut])
-    resume = Resume(tokens=before.tokens, text=len(before.text))
-    rest = await _answer(engine, replace(request, resume=(resume,)))
+    begun = before.choices()
+    resume = tuple(one.resume(choice) for choice, one in begun.items())
+    rest = await _answer(engine, replace(request, resume=resume))
     found = Answer((*before.deltas, *rest.deltas))
-    tally.compare(f"resumed after {len(before.tokens)} tokens", number, answer, found)
+    after = " and ".join(str(len(one.tokens)) for one in begun.values())
+    tally.compare(f"resumed after {after} tokens", number, answer, found)
 
 
 def _request(random: Random, model: ModelFile) -> InferenceRequest:
@@ -192,6 +224,8 @@ def _request(random: Random, model: ModelFile) -> InferenceRequest:
         prompt=_prompt(random),
         sampling=_sampling(random),
         max_tokens=random.randint(8, 64),
+        choices=2 if random.random() < PART else 1,
+        schema=PERSON if random.random() < PART else None,
     )
 
 

@@ -2,7 +2,8 @@
 """Proves that a node loses nothing: requests of every kind and length, many of them cancelled.
 
 After the first of them and after all of them the node is left alone, and looked at: slots, memory
-of the engine, processes, open files. Then every slot must answer once more.
+of the engine, processes, open files. Then every slot must answer once more. A tenth as many go to a
+second node, whose model drafts for itself.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ GROWTH = 2.0
 PATIENCE = 120.0
 """Seconds that one answer, or a node to come to rest, may take."""
 MODEL = "soak"
+DRAFTED = 10
+"""Of so many requests one more goes to a node with a draft."""
 
 Body = dict[str, Any]
 
@@ -47,6 +50,11 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+IMPOSSIBLE = {
+    "type": "json_schema",
+    "json_schema": {"name": "none", "schema": {"type": "integer", "minimum": 5, "maximum": 3}},
+}
+"""No answer is one, so the request must be refused."""
 WEATHER = {
     "type": "function",
     "function": {
@@ -115,9 +123,10 @@ class Soak:
     async def _one(self, client: httpx.AsyncClient, path: str, body: Body) -> None:
         async with client.stream("POST", path, json=body) as response:
             text = await response.aread()
-        if response.status_code != 200:
+        wanted = 400 if body.get("response_format") == IMPOSSIBLE else 200
+        if response.status_code != wanted:
             self._fail(path, body, f"{response.status_code} {text[:300]!r}")
-        elif body.get("stream") and not text.rstrip().endswith(b"data: [DONE]"):
+        elif wanted == 200 and body.get("stream") and not text.rstrip().endswith(b"data: [DONE]"):
             self._fail(path, body, f"a stream that ends with {text[-200:]!r}")
 
     def _fail(self, path: str, body: Body, how: str) -> None:
@@ -159,25 +168,35 @@ class Soak:
 
 
 async def prove(requests: int) -> list[Figure]:
-    random = Random(1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{MODEL}.gguf"
         write_model(path, shape=SHAPE, endless=True)
-        options = ("--model", str(path), "--ctx", str(CONTEXT), "--parallel", str(SLOTS))
-        async with start_node(Path(folder) / "node", *options) as node:
-            await node.wait("ready", PATIENCE)
-            soak = Soak(node, random)
-            await soak.wait_ready()
-            first, last = await _soak(soak, random, requests)
-    print(f"{requests} requests: {dict(soak.came)}; {first} became {last}")
-    for failure in soak.failures[:10]:
+        soak, first, last = await _node(Path(folder) / "node", path, requests)
+        drafted, before, after = await _node(
+            Path(folder) / "drafting", path, -(-requests // DRAFTED), "--draft", str(path)
+        )
+    failures = soak.failures + drafted.failures
+    for failure in failures[:10]:
         print(failure, file=sys.stderr)
     return [
         Figure("soak_requests", soak.came.total(), "requests", ">=", requests),
-        Figure("soak_failures", len(soak.failures), "requests", "<=", 0),
+        Figure("soak_failures", len(failures), "requests", "<=", 0),
         Figure("soak_memory_growth", (last.memory / first.memory - 1) * 100, "%", "<=", GROWTH),
-        Figure("soak_leaks", last.leaks(first), "things", "<=", 0),
+        Figure("soak_leaks", last.leaks(first) + after.leaks(before), "things", "<=", 0),
     ]
+
+
+async def _node(folder: Path, model: Path, requests: int, *more: str) -> tuple[Soak, Look, Look]:
+    """So many requests to a node of their own, which was looked at twice."""
+    random = Random(1)
+    options = ("--model", str(model), "--ctx", str(CONTEXT), "--parallel", str(SLOTS), *more)
+    async with start_node(folder, *options) as node:
+        await node.wait("ready", PATIENCE)
+        soak = Soak(node, random)
+        await soak.wait_ready()
+        first, last = await _soak(soak, random, requests)
+    print(f"{folder.name}: {requests} requests: {dict(soak.came)}; {first} became {last}")
+    return soak, first, last
 
 
 async def _soak(soak: Soak, random: Random, requests: int) -> tuple[Look, Look]:
@@ -219,9 +238,9 @@ def _completion(random: Random, **more: Any) -> tuple[str, Body]:
     return "/v1/completions", _common(random, {"prompt": _words(random), **more})
 
 
-def _schema(random: Random) -> tuple[str, Body]:
+def _schema(random: Random, **more: Any) -> tuple[str, Body]:
     wanted = {"name": "person", "schema": PERSON, "strict": True}
-    return _chat(random, response_format={"type": "json_schema", "json_schema": wanted})
+    return _chat(random, response_format={"type": "json_schema", "json_schema": wanted}, **more)
 
 
 def _tools(random: Random) -> tuple[str, Body]:
@@ -241,6 +260,8 @@ KINDS: tuple[Callable[[Random], tuple[str, Body]], ...] = (
     partial(_chat, logprobs=True, top_logprobs=5),
     partial(_completion, logprobs=3, echo=True),
     partial(_chat, response_format={"type": "json_object"}),
+    partial(_schema, n=2),
+    partial(_chat, response_format=IMPOSSIBLE),
     partial(_completion, presence_penalty=0.5, frequency_penalty=0.5, logit_bias={"300": 5}),
 )
 

@@ -14,7 +14,7 @@ from p2p_mesh.cli.client import Client, data_dir_option, json_option
 @data_dir_option
 @json_option
 def command(data_dir: str | None, as_json: bool) -> None:
-    """Show the running node: its addresses, its models, its peers.
+    """Show the running node: its addresses, models, endpoints and peers.
 
     \b
     Examples:
@@ -38,6 +38,12 @@ def _show(found: dict[str, Any]) -> None:
         output.table(
             ("MODEL", "STATE", "CONTEXT", "SLOTS", "ACTIVE", "QUEUED", "DEVICE"),
             [_model(one) for one in found["models"]],
+        )
+    if found["endpoints"]:
+        output.line("")
+        output.table(
+            ("ENDPOINT", "STATE", "REASON"),
+            [[one["name"], one["state"], one["reason"] or "-"] for one in found["endpoints"]],
         )
     if found["peers"]:
         output.line("")

@@ -257,7 +257,9 @@ class ModelFile(Record, frozen=True, kw_only=True):
     context_length: int
     """Tokens the model was trained for; 0 where the header does not say."""
     kv_bytes_per_token: int
-    """Of the KV cache, at f16: an upper bound where layers have a sliding window."""
+    """Keys and values of all layers, at f16: an upper bound where layers have a sliding window."""
+    state_bytes: int = 0
+    """What recurrent layers keep of a sequence, however long it is; 0 where there are none."""
     window: int = 0
     """Tokens that sliding layers see; 0 where there are none."""
     window_bytes_per_token: int = 0

@@ -108,7 +108,7 @@ class Candidate:
     model: ModelId
     slots: int
     context: int = 0
-    """Tokens that it has room for."""
+    """Tokens that it has room for; 0: nobody knows."""
     active: int = 0
     """Requests of ours that it answers now."""
     suspect: bool = False
@@ -140,7 +140,7 @@ def promising(
     is_second = candidate.peer is None or wrong > 1
     match failures[-1]:
         case ContextExceeded() if is_second:
-            return [one for one in left if one.context > candidate.context]
+            return [one for one in left if not one.context or one.context > candidate.context]
         case RequestError() if is_second:
             return ()
     return left

@@ -9,8 +9,6 @@ from p2p_mesh.core.gguf import Header
 
 _F16, _F32 = 2, 4
 _MOST_LAYERS = 4096
-STATE_TOKENS = 2048
-"""Over so many tokens the state of a recurrent sequence is counted, which has one size."""
 
 _FORGETFUL = frozenset({
     "bert", "dream", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llada",
@@ -47,20 +45,24 @@ def _slides(header: Header, layers: int) -> tuple[bool, ...]:
 
 
 def kv_bytes_per_token(header: Header) -> int:
-    """Bytes that one token takes over all layers, at f16: keys and values where a layer attends,
-    and a share of the state where it is recurrent.
+    """Bytes that the keys and values of one token take over all layers, at f16.
 
-    An upper bound from contexts of STATE_TOKENS on. Layers with a sliding window are counted as if
-    they saw everything, which is what they take where all of it is kept (`swa_full`); `sliding`
-    tells them apart.
+    Layers with a sliding window are counted as if they saw everything, which is what they take
+    where all of it is kept (`swa_full`); `sliding` tells them apart.
     """
     if header.architecture in _FORGETFUL:
         return 0
     layers = min(header.number("block_count"), _MOST_LAYERS)
-    heads = _heads(header, layers)
-    kept = sum(heads) * _token_width(header, layers) * _F16
-    recurrent = _recurrent_layers(header, heads)
-    return max(0, kept + -(-recurrent * _state_bytes(header, layers) // STATE_TOKENS))
+    return max(0, sum(_heads(header, layers)) * _token_width(header, layers) * _F16)
+
+
+def state_bytes(header: Header) -> int:
+    """Bytes of the state that recurrent layers keep of one sequence; it has one size."""
+    if header.architecture in _FORGETFUL:
+        return 0
+    layers = min(header.number("block_count"), _MOST_LAYERS)
+    recurrent = _recurrent_layers(header, _heads(header, layers))
+    return max(0, recurrent * _layer_state(header, layers))
 
 
 def _heads(header: Header, layers: int) -> tuple[int, ...]:
@@ -94,7 +96,7 @@ def _recurrent_layers(header: Header, heads: tuple[int, ...]) -> int:
     return len(heads) if header.architecture == "falcon-h1" else heads.count(0)
 
 
-def _state_bytes(header: Header, layers: int) -> int:
+def _layer_state(header: Header, layers: int) -> int:
     """Bytes of one layer's state of one sequence, by the kind of state that the header names."""
     width = header.number("embedding_length")
     if size := header.number("wkv.head_size"):

@@ -20,10 +20,14 @@ from p2p_mesh.front.answering import Answering
 from p2p_mesh.front.media import Media
 from p2p_mesh.front.queries import Queries
 from p2p_mesh.http.application import application
+from p2p_mesh.http.failure import Failure
 from p2p_mesh.http.guard import Access, Policy
 from p2p_mesh.journal import Journal
 
 _OPEN = frozenset({"/health", "/health/"})
+_NO_RESPONSES = Failure(
+    404, "not_found", "/v1/responses is not served here; /v1/chat/completions is, use that"
+)
 
 Endpoint = Callable[[Request], Awaitable[Any]]
 
@@ -79,7 +83,7 @@ def create_app(
         inference.answer, clock=clock, random=random, journal=journal, media=media
     )
     queries = Queries(inference, models.writers, clock)
-    routes = [*_gets(models), *_posts(_endpoints(answering, queries))]
+    routes = [*_gets(models), *_posts(_endpoints(answering, queries)), *_absent()]
     return application(routes, policy=policy, access=Access(open_paths=_OPEN), journal=journal)
 
 
@@ -108,6 +112,12 @@ def _posts(endpoints: dict[str, Endpoint]) -> Iterator[BaseRoute]:
     for path, endpoint in endpoints.items():
         for slash in ("", "/"):
             yield Route(path + slash, endpoint, methods=["POST"])
+
+
+def _absent() -> Iterator[BaseRoute]:
+    """What newer clients of OpenAI call first, with whatever method."""
+    for path in ("/v1/responses", "/v1/responses/{rest:path}"):
+        yield Route(path, _NO_RESPONSES.response())
 
 
 class Models:

@@ -67,24 +67,24 @@ class Chunks:
             if self._is_chat:
                 yield self._event(choice, _ROLE)
         logprobs = self._logprobs(delta, choice)
-        for grown in self._parts(delta, choice, has_logprobs=logprobs is not None):
+        for grown in self._parts(delta, choice):
             yield self._event(choice, grown, logprobs=logprobs)
             logprobs = None
+        if logprobs is not None:  # of tokens that show nothing yet
+            yield self._event(choice, {"content": ""} if self._is_chat else "", logprobs=logprobs)
         if delta.finish is not None:
             del self._splices[key]
             yield self._event(choice, {} if self._is_chat else "", self._ends.reasons[choice])
 
-    def _parts(
-        self, delta: Delta, choice: int, *, has_logprobs: bool
-    ) -> Iterator[dict[str, Any] | str]:
+    def _parts(self, delta: Delta, choice: int) -> Iterator[dict[str, Any] | str]:
         """What a delta shows, one thing at a time, as clients expect it."""
         if not self._is_chat:
-            if delta.text or has_logprobs:
+            if delta.text:
                 yield delta.text
             return
         if delta.reasoning:
             yield {"reasoning_content": delta.reasoning}
-        if delta.text or (has_logprobs and not delta.reasoning and not delta.calls):
+        if delta.text:
             yield {"content": delta.text}
         for call in delta.calls:
             yield from self._call(call, choice)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -121,7 +121,8 @@ class Media:
         if not isinstance(prompt, ChatPrompt) or not (links := _links(prompt)):
             return question
         if len(links) > MAX_LINKS:
-            raise RequestError(f"{MAX_LINKS} links can be fetched at most", param="messages")
+            name = _name(*list(links)[MAX_LINKS])
+            raise RequestError(f"{name}: {MAX_LINKS} links can be fetched at most", param=name)
         client = httpx.AsyncClient(
             transport=Checked(self._connections(), self._resolve), headers=_HEADERS,
             timeout=SECONDS, follow_redirects=True, max_redirects=MAX_REDIRECTS, trust_env=False,
@@ -152,6 +153,10 @@ def _with(prompt: ChatPrompt, data: dict[tuple[int, int], str]) -> ChatPrompt:
     return msgspec.structs.replace(prompt, messages=tuple(messages))
 
 
+def _name(place: int, number: int) -> str:
+    return f"messages[{place}].content[{number}].image_url.url"
+
+
 async def _fetch_all(
     client: httpx.AsyncClient, links: dict[tuple[int, int], str]
 ) -> dict[tuple[int, int], str]:
@@ -159,11 +164,12 @@ async def _fetch_all(
     left = MAX_BYTES
     with trio.move_on_after(SECONDS):
         for (place, number), url in links.items():
-            name = f"messages[{place}].content[{number}].image_url.url"
+            name = _name(place, number)
             image, data[place, number] = await _fetch(client, url, name, left)
             left -= image
         return data
-    raise RequestError(f"the links could not be fetched in {SECONDS:g} s", param="messages")
+    message = f"{name} could not be fetched: the links took longer than {SECONDS:g} s together"
+    raise RequestError(message, param=name)
 
 
 async def _fetch(client: httpx.AsyncClient, url: str, name: str, left: int) -> tuple[int, str]:
@@ -194,8 +200,19 @@ def _sort(response: httpx.Response) -> str:
 
 async def _read(response: httpx.Response, left: int) -> bytes:
     image = bytearray()
-    async for chunk in response.aiter_raw():
+    chunks = response.aiter_raw()
+    while (chunk := await anext(chunks, None)) is not None:
         image += chunk
         if len(image) > left:
+            await _end(chunks)
             raise RequestError(f"images from links may have {MAX_BYTES} bytes together")
     return bytes(image)
+
+
+async def _end(chunks: AsyncIterator[bytes]) -> None:
+    """Breaks off within a read. Anywhere else each of httpx's nested generators would be left to
+    the garbage collector, which trio reports.
+    """
+    with trio.move_on_after(0):
+        while await anext(chunks, None) is not None:
+            pass

@@ -16,14 +16,17 @@ from typing import Any
 
 from p2p_mesh.core.records import MAX_MESSAGES
 from p2p_mesh.errors import RequestError
+from p2p_mesh.front.sampling import one_of
 from p2p_mesh.front.tools import function_name
-from p2p_mesh.http.body import Fields, items, kind, mapping, text, word
+from p2p_mesh.http.body import Fields, items, mapping, text, word, wrong
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MAX_CALLS = 128
 MAX_PARTS = 1024
+KEPT = ("id", "provider_specific_fields", "reasoning_details", "thinking_blocks")
+"""What agents and routers keep with an answer, and no template reads: accepted without effect."""
 
-DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
+DATA_URL = re.compile(r"data:image/[\w.+-]{1,64};base64,", re.ASCII | re.IGNORECASE)
 LINK = re.compile(r"https?://", re.IGNORECASE)
 NO_LINKS = (
     "is a link, and this node fetches none (--remote-media allows it); "
@@ -65,7 +68,7 @@ def _assistant(fields: Fields) -> Message:
     if message["content"] is None:
         message["content"] = refusal
     more = {
-        "reasoning_content": fields.take("reasoning_content", text),
+        "reasoning_content": one_of(fields, "reasoning_content", "reasoning", text),
         "tool_calls": [*(fields.take("tool_calls", items(_call, 0, MAX_CALLS)) or ())],
         "function_call": fields.take("function_call", _function_call),
     }
@@ -73,6 +76,7 @@ def _assistant(fields: Fields) -> Message:
     # An answer of ours, sent back as an SDK keeps it, has these.
     fields.neutral("annotations", [])
     fields.neutral("audio")
+    fields.drop(*KEPT)
     if message == {"content": None}:
         fields.require("content", text, "only a message with tool calls may have none")
     return message
@@ -137,8 +141,7 @@ def _parts(value: Any, name: str, read: Any) -> str | list[Message]:
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
-        what = "an empty array" if value == [] else kind(value)
-        raise RequestError(f"{name} must be a string or an array of parts, not {what}", param=name)
+        raise wrong(name, "a string or an array of parts", value)
     parts = items(read, 1, MAX_PARTS)(value, name)
     if all(part["type"] == "text" for part in parts):
         return "\n".join(part["text"] for part in parts)

@@ -42,7 +42,8 @@ def one_of(fields: Fields, name: str, other: str, read: Any) -> Any:
     """A field of two names, which must agree where both are given."""
     first, second = fields.take(name, read), fields.take(other, read)
     if first is not None and second is not None and first != second:
-        raise RequestError(f"{name} and {other} differ; give one of them", param=other)
+        named = fields.name(other)
+        raise RequestError(f"{fields.name(name)} and {named} differ; give one", param=named)
     return second if first is None else first
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from p2p_mesh.errors import RequestError
@@ -18,6 +19,8 @@ from p2p_mesh.errors import RequestError
 MAX_DEPTH = 64
 NAME_SHOWN = 200
 """Characters of a client's own field name that an error repeats."""
+ALIKE = 0.8
+"""How alike an unknown name is to a known one that the error suggests, 0 to 1."""
 
 _LARGE = re.compile(rb"[0-9]{19}|[eE]\+?[0-9]{3}")
 """Stands in every body with a number that is too large for an integer or a float; rarely in
@@ -126,8 +129,19 @@ def kind(value: Any) -> str:
 
 
 def wrong(name: str, wanted: str, value: Any) -> RequestError:
-    shown = f"{value!a:.40}" if isinstance(value, int | float) else kind(value)
-    return RequestError(f"{name} must be {wanted}, not {shown}", param=name)
+    return RequestError(f"{name} must be {wanted}, not {_shown(value)}", param=name)
+
+
+def _shown(value: Any) -> str:
+    """A value that fits in an error; of others, what they are."""
+    if isinstance(value, bool | int | float):
+        return _written(value)
+    return "an empty array" if value == [] else kind(value)
+
+
+def _written(value: Any) -> str:
+    """The beginning of a value, as JSON."""
+    return f"{json.dumps(value):.40}"
 
 
 def text(value: Any, name: str) -> str:
@@ -184,7 +198,7 @@ def word(*allowed: str) -> Read[str]:
 
     def read(value: Any, name: str) -> str:
         if not isinstance(value, str) or value not in allowed:
-            shown = f"{value!a:.40}" if isinstance(value, str) else kind(value)
+            shown = f"{value!a:.40}" if isinstance(value, str) else _shown(value)
             raise RequestError(f"{name} must be one of {', '.join(allowed)}, not {shown}",
                                param=name)  # fmt: skip
         return value
@@ -214,6 +228,7 @@ class Fields:
     def __init__(self, values: Mapping[str, Any], where: str = "") -> None:
         self._values = {name: value for name, value in values.items() if value is not None}
         self._where = where
+        self._known: set[str] = set()
 
     def name(self, field: str) -> str:
         """The field's name as an error shows it: `messages[2].role`."""
@@ -221,6 +236,7 @@ class Fields:
 
     def take(self, field: str, read: Read[T]) -> T | None:
         """The field's value, or None where it is absent."""
+        self._known.add(field)
         if field not in self._values:
             return None
         return read(self._values.pop(field), self.name(field))
@@ -234,22 +250,29 @@ class Fields:
 
     def drop(self, *fields: str) -> None:
         """Accepts fields without effect, whatever they hold."""
+        self._known.update(fields)
         for field in fields:
             self._values.pop(field, None)
 
-    def neutral(self, field: str, *values: Any, why: str = "is not supported") -> None:
+    def neutral(self, field: str, *values: Any) -> None:
         """Accepts a field that is not honoured, if it asks for nothing: one of `values`."""
+        self._known.add(field)
         if field not in self._values:
             return
         value = self._values.pop(field)
         if not any(_same(value, one) for one in values):
-            raise RequestError(f"{self.name(field)} {why}", param=self.name(field))
+            name, wanted = self.name(field), " or ".join(map(_written, values))
+            why = f": {_written(value)} is not supported, only {wanted} is"
+            raise RequestError(f"{name}{why if values else ' is not supported'}", param=name)
 
     def end(self) -> None:
         """Refuses what is left."""
         for field in self._values:
             name = self.name(field)[:NAME_SHOWN]
-            raise RequestError(f"{name!a} is not a field that is supported here", param=name)
+            message = f"{name!a} is not a field that is supported here"
+            for known in get_close_matches(field[:NAME_SHOWN], self._known, 1, ALIKE):
+                message += f"; did you mean {self.name(known)}?"
+            raise RequestError(message, param=name)
 
 
 def _same(one: Any, other: Any) -> bool:

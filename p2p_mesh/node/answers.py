@@ -252,9 +252,9 @@ class Answers:
             self._active[peer] -= 1
 
     def _failed(self, candidate: Candidate, model: ModelId, error: MeshError) -> None:
-        if candidate.peer is None:
-            return
-        if not isinstance(error, Overloaded | Loading | UnknownModel | RequestError):
+        if candidate.peer is None or isinstance(error, RequestError):
+            return  # a client's mistake is told to the client
+        if not isinstance(error, Overloaded | Loading | UnknownModel):
             self._inventory.suspect(candidate.peer)
         self._journal.warning(
             "answer_failed", f"{candidate.peer} did not answer for {model}: {error}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import trio
 
@@ -38,6 +39,9 @@ class Sourced:
     ) -> None:
         self.heard = trio.Event()
         """Set when the source has first said what it has, or why it does not."""
+        self.state: Literal["starting", "ready", "failed"] = "starting"
+        self.reason = ""
+        """Why it failed, or why not all that it offers is served."""
         self._source = source
         self._hosted = hosted
         self._host = host
@@ -45,6 +49,10 @@ class Sourced:
         self._changed = changed
         self._mine: dict[ModelId, tuple[Hosted, trio.CancelScope]] = {}
         self._refused: set[ModelId] = set()
+
+    @property
+    def name(self) -> str:
+        return self._source.name
 
     async def run(self) -> None:
         """Serves what the source offers, until cancelled."""
@@ -55,6 +63,7 @@ class Sourced:
                 self._note(f"its plugin failed: {error!r}")
 
     def _take(self, offers: Sequence[Offer], nursery: trio.Nursery) -> None:
+        self.state, self.reason = "ready", ""
         wanted = {offer.id: offer for offer in offers}
         for gone in [one for one in self._mine if one not in wanted]:
             # Out of the table at once, so that the name is free for whoever offers it next.
@@ -96,11 +105,16 @@ class Sourced:
         return next((name for name in names if name not in self._hosted), None)
 
     def _refuse(self, model: ModelId) -> None:
+        self.reason = f"{model} is not served: its name is taken, or this node serves {MODELS}"
         if model not in self._refused:
             self._refused.add(model)
-            self._note(f"{model} is not served: its name is taken, or this node serves {MODELS}")
+            self._warn(self.reason)
 
     def _note(self, note: str) -> None:
+        self.state, self.reason = "failed", note
         self.heard.set()
+        self._warn(note)
+
+    def _warn(self, note: str) -> None:
         name = self._source.name
         self._journal.warning("source_note", f"{name}: {note}", source=name, note=note)

@@ -31,6 +31,9 @@ def status(node: Node, now: float) -> dict[str, Any]:
         "p2p_addrs": list(network.addresses()) if network else [],
         "uptime_s": round(now - node.started, 1),
         "models": [_model(one) for one in node.hosted.values()],
+        "endpoints": [
+            {"name": one.name, "state": one.state, "reason": one.reason} for one in node._sourced
+        ],
         "peers": list(_peers(node)),
         "resources": msgspec.to_builtins(node.measured()),
         "plugins": [

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from p2p_mesh.core.gguf import Header, read_header
 from p2p_mesh.core.names import Digest, ModelId
 from p2p_mesh.core.records import ModelFile
-from p2p_mesh.core.sizing import kv_bytes_per_token, sliding
+from p2p_mesh.core.sizing import kv_bytes_per_token, sliding, state_bytes
 from p2p_mesh.errors import ModelError
 
 BUNDLED = Path(__file__).parent / "models"
@@ -63,6 +63,7 @@ def read(path: Path) -> ModelFile:
         architecture=header.architecture,
         context_length=header.number("context_length"),
         kv_bytes_per_token=kv_bytes_per_token(header),
+        state_bytes=state_bytes(header),
         window=window,
         window_bytes_per_token=window_bytes,
     )

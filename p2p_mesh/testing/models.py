@@ -18,7 +18,6 @@ from msgspec.structs import replace
 
 from p2p_mesh.core.names import ModelId
 from p2p_mesh.core.records import ModelFile
-from p2p_mesh.core.sizing import STATE_TOKENS
 from p2p_mesh.testing.vocabulary import sentence_pieces, word_pieces
 from p2p_mesh.testing.weights import (
     KERNEL,
@@ -154,10 +153,9 @@ def describe_model(path: Path, shape: Shape, kind: Kind = "llama") -> ModelFile:
     described = _describe(path, shape, _ARCHITECTURES[kind], attending)
     state = {"recurrent": 2 * (KERNEL - 1 + STATE), "hybrid": KERNEL - 2}.get(kind, 0) * shape.width
     sliding = (shape.layers + 1) // 2 if kind == "sliding" else 0
-    share = -(-state * 4 * (shape.layers - attending) // STATE_TOKENS)
     return replace(
         described,
-        kv_bytes_per_token=described.kv_bytes_per_token + share,
+        state_bytes=state * 4 * (shape.layers - attending),
         window=WINDOW if sliding else 0,
         window_bytes_per_token=2 * 2 * shape.kv_width * sliding,
     )

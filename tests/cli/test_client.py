@@ -24,6 +24,10 @@ STATUS: dict[str, Any] = {
         {"id": "big", "state": "failed", "progress": 0, "error": "too big", "context": 8,
          "slots": 1, "active": 1, "queued": 2},
     ],
+    "endpoints": [
+        {"name": "h:8080", "state": "failed", "reason": "wants a key"},
+        {"name": "h:8081", "state": "ready", "reason": ""},
+    ],
     "peers": [{"peer_id": "12D4", "name": "bob", "state": "connected", "models": ["m", "n"]}],
     "plugins": [{"name": "echo", "version": "1", "state": "skipped", "reason": "broken"}],
 }  # fmt: skip
@@ -76,7 +80,18 @@ def node(tmp_path: Path) -> Iterator[Path]:
 def test_status_for_people(node: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["status", "--data-dir", str(node)]) == 0
     shown = capsys.readouterr().out
-    for text in ("alice  meshnode 0.1.0, up 61 s", "40%", "too big", "bob", "m, n", "starting"):
+    for text in (
+        "alice  meshnode 0.1.0, up 61 s",
+        "40%",
+        "too big",
+        "bob",
+        "m, n",
+        "starting",
+        "ENDPOINT",
+        "h:8080",
+        "failed",
+        "wants a key",
+    ):
         assert text in shown
 
 

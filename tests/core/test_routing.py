@@ -2,6 +2,7 @@
 
 import struct
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -147,8 +148,15 @@ def test_one_peer_alone_is_not_believed() -> None:
 
 
 def test_too_long_here_may_have_room_elsewhere() -> None:
-    assert promising([A, B], HERE, [LONG]) == [B]
+    small = replace(A, context=64)
+    assert promising([small, B], replace(HERE, context=64), [LONG]) == [B]
     assert promising([B], B, [WRONG, LONG]) == []
+
+
+def test_a_node_whose_context_nobody_knows_may_have_room() -> None:
+    small = replace(A, context=64)
+    assert promising([small, A], replace(HERE, context=128), [LONG]) == [A]
+    assert promising([A], HERE, [LONG]) == [A]
 
 
 def test_failing_node_says_nothing_of_the_others() -> None:

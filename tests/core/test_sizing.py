@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p_mesh.core.gguf import Header
-from p2p_mesh.core.sizing import kv_bytes_per_token, sliding
+from p2p_mesh.core.sizing import kv_bytes_per_token, sliding, state_bytes
 
 
 def header(architecture: str = "llama", **values: object) -> Header:
@@ -18,7 +18,7 @@ def test_llama_3_8b() -> None:
     found = header(
         block_count=32, embedding_length=4096, attention__head_count=32, attention__head_count_kv=8
     )
-    assert kv_bytes_per_token(found) == 32 * 8 * (128 + 128) * 2
+    assert (kv_bytes_per_token(found), state_bytes(found)) == (32 * 8 * (128 + 128) * 2, 0)
 
 
 def test_head_counts_by_layer() -> None:
@@ -56,7 +56,7 @@ def test_layers_that_nobody_named_do_not_slide() -> None:
 @pytest.mark.parametrize("architecture", ["bert", "nomic-bert", "gemma-embedding"])
 def test_encoders_keep_nothing(architecture: str) -> None:
     found = header(architecture, block_count=12, embedding_length=768, attention__head_count=12)
-    assert kv_bytes_per_token(found) == 0
+    assert (kv_bytes_per_token(found), state_bytes(found)) == (0, 0)
 
 
 def test_deepseek_keeps_compressed_keys_alone() -> None:
@@ -73,7 +73,7 @@ def test_mamba_keeps_a_state_of_one_size() -> None:
         "mamba", block_count=64, embedding_length=2560, ssm__conv_kernel=4, ssm__inner_size=5120,
         ssm__state_size=16,
     )  # fmt: skip
-    assert kv_bytes_per_token(found) == 64 * (3 + 16) * 5120 * 4 // 2048
+    assert (kv_bytes_per_token(found), state_bytes(found)) == (0, 64 * (3 + 16) * 5120 * 4)
 
 
 def test_qwen3_next_attends_in_every_fourth_layer() -> None:
@@ -82,8 +82,8 @@ def test_qwen3_next_attends_in_every_fourth_layer() -> None:
         attention__head_count_kv=2, attention__key_length=256, attention__value_length=256,
         ssm__conv_kernel=4, ssm__inner_size=4096, ssm__state_size=128, ssm__group_count=16,
     )  # fmt: skip
-    state = 36 * (3 * (4096 + 2 * 16 * 128) + 128 * 4096) * 4 // 2048
-    assert kv_bytes_per_token(found) == 12 * 2 * 512 * 2 + state
+    state = 36 * (3 * (4096 + 2 * 16 * 128) + 128 * 4096) * 4
+    assert (kv_bytes_per_token(found), state_bytes(found)) == (12 * 2 * 512 * 2, state)
 
 
 def test_short_convolutions_stand_between_attention() -> None:
@@ -91,12 +91,12 @@ def test_short_convolutions_stand_between_attention() -> None:
         "lfm2", block_count=4, embedding_length=1024, attention__head_count=16,
         attention__head_count_kv=(0, 0, 8, 0), shortconv__l_cache=3,
     )  # fmt: skip
-    assert kv_bytes_per_token(found) == 8 * 128 * 2 + 3 * 2 * 1024 * 4 // 2048
+    assert (kv_bytes_per_token(found), state_bytes(found)) == (8 * 128 * 2, 3 * 2 * 1024 * 4)
 
 
 def test_rwkv_keeps_a_matrix_for_each_head() -> None:
     found = header("rwkv7", block_count=24, embedding_length=2048, wkv__head_size=64)
-    assert kv_bytes_per_token(found) == 24 * (2 + 64) * 2048 * 4 // 2048
+    assert (kv_bytes_per_token(found), state_bytes(found)) == (0, 24 * (2 + 64) * 2048 * 4)
 
 
 def test_kimi_delta_layers_keep_a_matrix_and_three_convolutions() -> None:
@@ -104,7 +104,7 @@ def test_kimi_delta_layers_keep_a_matrix_and_three_convolutions() -> None:
         "kimi-linear", block_count=1, embedding_length=2304, attention__head_count=32,
         attention__head_count_kv=(0,), kda__head_dim=128, ssm__conv_kernel=4,
     )  # fmt: skip
-    assert kv_bytes_per_token(found) == (3 * 3 + 128) * 32 * 128 * 4 // 2048
+    assert (kv_bytes_per_token(found), state_bytes(found)) == (0, (3 * 3 + 128) * 32 * 128 * 4)
 
 
 def test_falcon_layers_have_both() -> None:
@@ -112,7 +112,7 @@ def test_falcon_layers_have_both() -> None:
         "falcon-h1", block_count=2, embedding_length=64, attention__head_count=4,
         attention__head_count_kv=2, ssm__conv_kernel=1, ssm__inner_size=128, ssm__state_size=16,
     )  # fmt: skip
-    assert kv_bytes_per_token(found) == 2 * 2 * 32 * 2 + 2 * 128 * 16 * 4 // 2048
+    assert (kv_bytes_per_token(found), state_bytes(found)) == (2 * 2 * 32 * 2, 2 * 128 * 16 * 4)
 
 
 def test_impossible_counts_do_no_harm() -> None:
@@ -134,3 +134,4 @@ def test_any_header_has_a_size(architecture: str, values: dict[str, object]) -> 
     metadata |= {f"{architecture}.{key}": value for key, value in values.items()}  # type: ignore[misc]
     assert 0 <= sliding(Header(metadata, ()))[1] <= 2**200
     assert kv_bytes_per_token(Header(metadata, ())) >= 0
+    assert state_bytes(Header(metadata, ())) >= 0

@@ -114,6 +114,27 @@ async def test_unknown_path_is_404() -> None:
     assert "POST /v1/images" in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/responses"), ("POST", "/v1/responses/"), ("GET", "/v1/responses/resp_1"),
+     ("POST", "/v1/responses/resp_1/cancel"), ("DELETE", "/v1/responses/resp_1")],
+)  # fmt: skip
+async def test_responses_are_404_with_what_to_call_instead(method: str, path: str) -> None:
+    response = await client().request(method, path, json={"model": "tiny", "input": "hello"})
+    assert response.status_code == 404
+    error = response.json()["error"]
+    assert error["code"] == "not_found"
+    assert "/v1/responses is not served" in error["message"]
+    assert "/v1/chat/completions" in error["message"]
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+async def test_wrong_method_without_a_body_is_405(method: str) -> None:
+    response = await client().request(method, "/v1/models")
+    assert response.status_code == 405
+    assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+
 async def test_key_is_asked_for_everywhere_else() -> None:
     for path in ("/v1/models", "/v1/nothing"):
         response = await client(policy=Policy(api_key="key")).get(path)

@@ -154,6 +154,16 @@ def test_logprobs_of_withheld_text_come_with_no_text(kind: Kind) -> None:
     assert len(found["logprobs"]["content" if kind == "chat" else "tokens"]) == 1
 
 
+def test_logprobs_of_a_call_that_grows_by_nothing_come_with_no_text() -> None:
+    log = TokenLogprob(token=1, piece=b"\xc3", logprob=-1.0)
+    grown = Delta(calls=(CallDelta(index=0, name="f"),), logprobs=(log,))
+    chunks = Chunks(question("chat", logprobs=0))
+    chunks.grown(grown)
+    (found,) = choices(chunks.grown(grown))
+    assert found["delta"] == {"content": ""}
+    assert len(found["logprobs"]["content"]) == 1
+
+
 def test_logprobs_that_are_not_wanted_are_not_shown() -> None:
     log = TokenLogprob(token=1, piece=b"a", logprob=-1.0)
     found = choices(Chunks(question()).grown(Delta(text="a", logprobs=(log,))))

@@ -26,10 +26,6 @@ DRAWN = Drawn(id=RequestId("chatcmpl-1"), seed=7, asked_at=0)
 PUBLIC, PRIVATE = "93.184.216.34", "10.0.0.1"
 
 
-# What is too large is left in the middle, and httpx leaves its own generators with it.
-leftovers = pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
-
-
 class Site:
     """The internet: names, and one server behind all of them, which is asked by address."""
 
@@ -125,12 +121,38 @@ async def test_connection_goes_to_the_address_that_was_checked() -> None:
     assert targets == [(f"https://{PUBLIC}/a?b", "example.org")]
 
 
+class Endless(httpx.AsyncByteStream):
+    """As a socket: it gives up at a cancellation."""
+
+    def __init__(self) -> None:
+        self.ended = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                await trio.lowlevel.checkpoint()
+                yield bytes(2**20)
+        finally:
+            self.ended = True
+
+
+async def test_what_has_no_end_is_broken_off_within_a_read() -> None:
+    stream = Endless()
+
+    class One(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, headers={"content-type": "image/png"}, stream=stream)
+
+    with pytest.raises(RequestError, match="6291456 bytes together"):
+        await Media(Site().resolve, One).fetched(asking("http://example.org/endless"))
+    assert stream.ended
+
+
 async def test_redirects_are_followed() -> None:
     site = Site(**{"other.org": ["2606:4700::1111"]})
     assert await fetch(site, "http://example.org/away") == [DATA]
 
 
-@leftovers
 @pytest.mark.parametrize(
     ("path", "why"),
     [
@@ -156,7 +178,6 @@ async def test_what_may_not_be_fetched_is_named(path: str, why: str) -> None:
     assert "inner.org" not in [host for _, host in site.asked]
 
 
-@leftovers
 async def test_images_have_one_limit_together() -> None:
     class Half(Site):
         def image(self) -> Response:
@@ -168,14 +189,16 @@ async def test_images_have_one_limit_together() -> None:
 
 
 async def test_time_is_limited(autojump_clock: trio.testing.MockClock) -> None:
-    with pytest.raises(RequestError):
-        await fetch(Site(), "http://example.org/slow")
+    with pytest.raises(RequestError, match="longer than 10 s") as caught:
+        await fetch(Site(), "http://example.org/image", "http://example.org/slow")
+    assert caught.value.param == "messages[1].content[2].image_url.url"
     assert trio.current_time() <= 10.1
 
 
 async def test_number_of_links_is_limited() -> None:
-    with pytest.raises(RequestError, match="16 links"):
+    with pytest.raises(RequestError, match="16 links") as caught:
         await fetch(Site(), *["http://example.org/image"] * 17)
+    assert caught.value.param == "messages[1].content[17].image_url.url"
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,17 @@ def test_an_answer_of_ours_can_be_sent_back() -> None:
     assert found == {"role": "assistant", "content": "hi", "reasoning_content": "well"}
 
 
+def test_an_answer_of_other_servers_can_be_sent_back() -> None:
+    answer: dict[str, Any] = {
+        "role": "assistant", "content": "hi", "id": "msg-1", "reasoning": "well",
+        "reasoning_details": [{"type": "reasoning.text", "text": "well"}],
+        "thinking_blocks": [{"type": "thinking", "thinking": "well"}],
+        "provider_specific_fields": {"citations": None},
+    }  # fmt: skip
+    expected = {"role": "assistant", "content": "hi", "reasoning_content": "well"}
+    assert read(answer) == read({**answer, "reasoning_content": "well"}) == (expected,)
+
+
 def test_calls_and_their_results() -> None:
     asked = {"role": "assistant", "tool_calls": [{**CALL, "index": 0}]}
     result = {"role": "tool", "tool_call_id": "abcdefghi", "content": "42"}
@@ -110,6 +121,10 @@ def test_links_are_taken_where_they_may_be_fetched() -> None:
         ({**USER, "tool_calls": [CALL]}, "messages[0].tool_calls"),
         ({**USER, "name": 5}, "messages[0].name"),
         ({**USER, "weight": 1}, "messages[0].weight"),
+        ({**USER, "reasoning": "x"}, "messages[0].reasoning"),
+        ({"role": "assistant", "reasoning": "a", "reasoning_content": "b"},
+         "messages[0].reasoning"),
+        ({"role": "assistant", "reasoning": {}}, "messages[0].reasoning"),
         ({"role": "user", "content": 1}, "messages[0].content"),
         (user(), "messages[0].content"),
         (user("x"), "messages[0].content[0]"),

@@ -266,6 +266,25 @@ def test_completions_refuse_what_they_cannot_do(fields: dict[str, Any], param: s
     assert wrong("text", **fields) == param
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temprature": 1}, "did you mean temperature?"),
+        ({"add_generation_prompt": False}, "add_generation_prompt: false is not supported"),
+        ({"n": True}, "n must be an integer from 1 to 128, not true"),
+        ({"reasoning_effort": True}, "not true"),
+    ],
+)
+def test_error_says_what_is_wrong(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
+        chat(**fields)
+
+
+def test_no_prompt_at_all_is_said_to_be_empty() -> None:
+    with pytest.raises(RequestError, match=r"or an array of these, not an empty array$"):
+        completion(prompt=[])
+
+
 def test_missing_model_says_where_they_are() -> None:
     with pytest.raises(RequestError, match="/v1/models"):
         question("chat", {"messages": [USER]}, DRAWN)

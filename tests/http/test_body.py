@@ -1,4 +1,5 @@
 import json
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -150,6 +151,26 @@ def test_wrong_value_names_the_field(read: Any, value: object) -> None:
     assert caught.value.param == "field"
 
 
+@pytest.mark.parametrize(
+    ("read", "value", "shown"),
+    [
+        (integer(1, 5), True, "true"),
+        (number(0, 2), False, "false"),
+        (text, None, "null"),
+        (boolean, 1, "1"),
+        (text, [], "an empty array"),
+        (text, ["x"], "an array"),
+        (word("low"), True, "true"),
+        (word("low"), 5, "5"),
+        (word("low"), {}, "an object"),
+        (integer(1, 5), 1e30, "1e+30"),
+    ],
+)
+def test_wrong_value_is_shown_as_json(read: Any, value: object, shown: str) -> None:
+    with pytest.raises(RequestError, match=rf", not {re.escape(shown)}$"):
+        read(value, "field")
+
+
 def test_right_values_are_read() -> None:
     assert integer(0, 5)(5, "x") == 5
     assert number(0, 2)(2, "x") == 2.0
@@ -186,8 +207,45 @@ def test_neutral_value_passes_and_others_are_refused() -> None:
     Fields({"n": 1}).neutral("n", 1)
     Fields({}).neutral("n", 1)
     for value in (2, True, 1.0, "1"):
-        with pytest.raises(RequestError, match="n is not supported"):
+        with pytest.raises(RequestError, match=r"^n: .* is not supported, only 1 is$") as caught:
             Fields({"n": value}).neutral("n", 1)
+        assert caught.value.param == "n"
+
+
+@pytest.mark.parametrize(
+    ("value", "values", "message"),
+    [
+        (False, (True,), "x: false is not supported, only true is"),
+        ("a" * 50, ("b", "c"), f'x: "{"a" * 39} is not supported, only "b" or "c" is'),
+        ({}, (), "x is not supported"),
+    ],
+)
+def test_refused_value_is_told_from_a_refused_field(
+    value: object, values: tuple[object, ...], message: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        Fields({"x": value}).neutral("x", *values)
+    assert str(caught.value) == message
+
+
+def test_unknown_field_is_compared_with_the_known_ones() -> None:
+    fields = Fields({"role": "user", "contents": "hello"}, "messages[0]")
+    fields.take("role", text)
+    fields.take("content", text)
+    with pytest.raises(RequestError, match=r"did you mean messages\[0\]\.content\?$") as caught:
+        fields.end()
+    assert caught.value.param == "messages[0].contents"
+
+
+@pytest.mark.parametrize(("given", "known"), [("stor", "store"), ("usr", "user"), ("m", None)])
+def test_every_way_to_take_a_field_makes_it_known(given: str, known: str | None) -> None:
+    fields = Fields({given: 1})
+    fields.drop("store")
+    fields.neutral("user")
+    with pytest.raises(RequestError) as caught:
+        fields.end()
+    meant = f"; did you mean {known}?" if known else ""
+    assert str(caught.value) == f"'{given}' is not a field that is supported here{meant}"
 
 
 def test_dropped_fields_have_no_effect() -> None:

@@ -207,6 +207,12 @@ def test_body_must_be_json(headers: dict[str, str], expected: int | None) -> Non
     assert (refused and refused[0]) == expected
 
 
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+def test_what_no_form_sends_needs_no_type_without_a_body(method: str) -> None:
+    assert code(method) is None
+    assert code(method, headers={"content-length": "3"}) == (415, "unsupported_media_type")
+
+
 def test_a_get_with_a_body_must_be_json_too() -> None:
     assert code(headers={"content-length": "3"}) == (415, "unsupported_media_type")
     assert code(headers={"transfer-encoding": "chunked"}) == (415, "unsupported_media_type")

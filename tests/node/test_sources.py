@@ -176,7 +176,23 @@ async def test_notes_reach_the_log() -> None:
     assert case.notes == ["foreign:8080: out of reach"]
 
 
+async def test_last_word_of_a_source_is_its_state() -> None:
+    case = Case()
+    assert (case.sourced.name, case.sourced.state) == ("foreign:8080", "starting")
+    async with case.running() as source:
+        source.note("out of reach")
+        assert (case.sourced.state, case.sourced.reason) == ("failed", "out of reach")
+        source.note("it lists 129 models")
+        await source.offer("a")
+        assert (case.sourced.state, case.sourced.reason) == ("ready", "")
+        case.hosted["b"] = case.hosted["b@foreign:8080"] = case.hosted["a"]
+        await source.offer("a", "b")
+        assert case.sourced.state == "ready"
+        assert case.sourced.reason.startswith("b is not served")
+
+
 async def test_source_that_raises_costs_the_node_nothing() -> None:
     case = Case(error=ZeroDivisionError("a defect"))
     async with case.running():
         assert case.notes == ["foreign:8080: its plugin failed: ZeroDivisionError('a defect')"]
+        assert case.sourced.state == "failed"

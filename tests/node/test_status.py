@@ -8,7 +8,9 @@ from p2p_mesh.core.invite import Member
 from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.records import Announcement, Resources, ServedModel
 from p2p_mesh.node.status import status
+from p2p_mesh.testing.backend import Echo
 from tests.node.test_node import node
+from tests.node.test_sources import Scripted
 
 
 def test_status_of_a_node_that_starts(tmp_path: Path) -> None:
@@ -48,3 +50,12 @@ def test_peers_are_those_that_announce_and_those_that_are_connected(tmp_path: Pa
         "c": ("suspect", "member", ["tiny"]),
         "d": ("connected", "client", []),
     }
+
+
+def test_endpoints_are_shown_with_their_last_word(tmp_path: Path) -> None:
+    mine = node(tmp_path, None, Scripted(Echo()))
+    (sourced,) = mine._sourced
+    sourced.state, sourced.reason = "failed", "it wants a key"
+    assert status(mine, 0.0)["endpoints"] == [
+        {"name": "foreign:8080", "state": "failed", "reason": "it wants a key"}
+    ]

@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from meshnode_llama_cpp.chat import Grown
 from meshnode_llama_cpp.choice import NOTHING
 from meshnode_llama_cpp.context import Context
@@ -300,15 +302,19 @@ class Decoder:
         """
         top = sequence.task.request.logprobs or 0
         scores: list[TokenLogprob] = []
-        if sequence.read == 0:
-            token = sequence.keys[0]
-            scores.append(TokenLogprob(token=token, piece=self._model.spelled(token)))
+        if sequence.read == 0 <= sequence.keys[0]:
+            scores.append(TokenLogprob(token=sequence.keys[0], piece=self._shown(sequence.keys[0])))
         for place in range(count):
             following = sequence.read + place + 1
-            if following < sequence.start:
-                logits = self._context.logits(row + place)
-                scores.append(logprob(logits, sequence.keys[following], top, self._model))
+            if following < sequence.start and sequence.keys[following] >= 0:
+                token, logits = sequence.keys[following], self._context.logits(row + place)
+                found = logprob(logits, token, top, self._model)
+                scores.append(msgspec.structs.replace(found, piece=self._shown(token)))
         self._say(sequence, sequence.grown([]), scores=scores)
+
+    def _shown(self, token: int) -> bytes:
+        """A token as it stands in the text, where a control token is not seen."""
+        return self._model.piece(token)
 
     def _say(
         self,

@@ -61,11 +61,6 @@ class Embedder:
     def capabilities(self) -> tuple[str, ...]:
         return ("rerank",) if self._role == "rerank" else ("embed",)
 
-    @property
-    def limit(self) -> int:
-        """Tokens of the longest text."""
-        return self._limit
-
     def answer(
         self, query: EmbedQuery | RerankQuery, cancelled: Callable[[], bool] = lambda: False
     ) -> Vectors | Scores:
@@ -75,9 +70,6 @@ class Embedder:
         if isinstance(query, EmbedQuery):
             return self._embed(query, cancelled)
         return self._rerank(query, cancelled)
-
-    def close(self) -> None:
-        L.llama_free(self._handle)
 
     def _embed(self, query: EmbedQuery, cancelled: Callable[[], bool]) -> Vectors:
         if self._role != "embed":

@@ -18,6 +18,9 @@ Theory of operation:
 4. Where a grammar forces bytes, llguidance asks for their tokens and allows the first one alone,
    so answers are spelled as the model's tokenizer spells. A tokenizer that puts a space before
    every text would break this, and is asked with something in front (`_Vocabulary`).
+5. What a grammar learns while answers are written is kept with it, up to 50,000 states of 1 to
+   2 kB, and llguidance does not say how many it has. So few are kept: the last four, which take
+   400 MB at the worst. A grammar that an answer follows lives until that answer ends.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ SECONDS = 2.0
 MAX_LEVELS = 16_000
 MAX_MULTIPLE = 10_000
 
-_KEPT, _KEPT_SOURCE = 16, 2 * 2**20
+_KEPT, _KEPT_SOURCE = 4, 2 * 2**20
 _STACK, _STACK_PER_LEVEL = 16 * 2**20, 16 * 2**10  # a level was seen to take up to 8 KiB
 _SPECIAL = b"\xff"  # what llguidance begins a token with that is no text
 _LONGEST = 1000  # bytes of a token; llguidance's trie is 1,024 deep
@@ -77,13 +80,20 @@ _PLACE = re.compile(r'^(at )?\d+\(\d+\): |failed to \w+ (JSON schema|"%json"): '
 
 
 class Grammars:
-    """Grammars for one model's vocabulary. For one thread."""
+    """Grammars for one model's vocabulary. For one thread, but for `prepare`."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._known: OrderedDict[str, _Compiled | str] = OrderedDict()
         self._vocabulary: _Vocabulary | None = None
+        self._building = threading.Lock()
         self._late: threading.Thread | None = None
+
+    def prepare(self) -> None:
+        """Builds the tables of the vocabulary beside all else: a second for a large one, which
+        the first answer with a grammar would otherwise take from all others.
+        """
+        threading.Thread(target=self._tables, daemon=True).start()
 
     def compile(self, source: str, *, param: str = "response_format") -> Matcher:
         """A matcher at the beginning. Raises RequestError for a grammar that cannot be followed."""
@@ -102,15 +112,19 @@ class Grammars:
         """A grammar, or why there is none. Raises RequestError where another try may work."""
         if refusal := _refuse(source):
             return refusal
-        if self._vocabulary is None:
-            self._vocabulary = _Vocabulary(self._model)
-        compiled = _Compiled(self._vocabulary, source)
+        compiled = _Compiled(self._tables(), source)
         if not self._run(compiled.run, len(_LEVELS.findall(source))):
             busy = f"{param}: the engine is busy with other schemas; try again later"
             raise RequestError(busy, param=param)
         if compiled.matcher is None:
             return f"it takes more than {SECONDS:g} seconds to compile; a simpler one would do"
         return compiled.error or compiled
+
+    def _tables(self) -> _Vocabulary:
+        with self._building:
+            if self._vocabulary is None:
+                self._vocabulary = _Vocabulary(self._model)
+            return self._vocabulary
 
     def _run(self, work: Callable[[], None], levels: int) -> bool:
         """Gives it SECONDS, and nothing where there is no room. One thread at a time: what was
@@ -138,35 +152,22 @@ class Matcher:
         self._matcher = compiled.matcher.deep_copy()
         self._vocabulary, self._model = compiled.vocabulary, model
         self._param, self._failed = param, failed
-        self._ends = 0
-
-    @property
-    def stopped(self) -> bool:
-        """Nothing but the end may follow."""
-        return self._ends > 0 or bool(self._matcher.is_stopped())
+        self._ended = False
 
     def mask(self, logits: NDArray[np.float32]) -> None:
         """Sets those of the tokens that may not come now to minus infinity."""
         bias = self._vocabulary.ending
-        if not self._ends:
+        if not self._ended:
             bias = self._vocabulary.bias(self._matcher)
             self._check()
         np.add(logits, bias, out=logits)
 
     def accept(self, token: int) -> None:
         """The token was sampled."""
-        if self._ends or (self._model.ends(token) and self._matcher.is_accepting()):
-            self._ends += 1
-        else:
+        self._ended |= self._model.ends(token) and bool(self._matcher.is_accepting())
+        if not self._ended:
             self._matcher.consume_token(token)
             self._check()
-
-    def rollback(self, count: int) -> None:
-        """Takes back the last tokens."""
-        ends = min(count, self._ends)
-        self._ends -= ends
-        self._matcher.rollback(count - ends)
-        self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():

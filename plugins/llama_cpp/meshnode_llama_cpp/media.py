@@ -19,40 +19,26 @@ from typing import Any
 
 import llama_cpp.mtmd_cpp as M
 
+from meshnode_llama_cpp.chat.media import MAX_MEDIA
 from meshnode_llama_cpp.formats import Checked, Sense, check
 from meshnode_llama_cpp.library import L, complaint, log
+from meshnode_llama_cpp.memory import ENCODINGS
 from meshnode_llama_cpp.model import Model
 from p2p_mesh.errors import ModelError, RequestError
 
-MAX_MEDIA = 32
-"""Of one request."""
 MAX_DECODED = 256 * 2**20
 """Bytes of them all when decoded: they are in memory together."""
-MAX_KEPT = 128 * 2**20
-"""Bytes of encodings."""
 _NO_PROGRAM = b"/dev/null"  # no folder, so that no ffmpeg is found in it
 _DIGEST = 16
 _NO_ROOM = 1  # of llama_decode
 
 
 class Chunk:
-    """A medium as libmtmd has scaled and cut it. Freed with this object, or before."""
+    """A medium as libmtmd has scaled and cut it. Freed with this object."""
 
     def __init__(self, handle: Any) -> None:
-        self._free = weakref.finalize(self, M.mtmd_input_chunk_free, handle)
-        self._free.atexit = False
-
-    @property
-    def handle(self) -> Any:
-        """Raises RuntimeError once it is freed."""
-        alive = self._free.peek()
-        if alive is None:
-            raise RuntimeError("a medium is used that was forgotten")
-        return alive[2][0]
-
-    def free(self) -> None:
-        """Does nothing the second time."""
-        self._free()
+        self.handle = handle
+        weakref.finalize(self, M.mtmd_input_chunk_free, handle).atexit = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +128,6 @@ class Projector:
             raise RuntimeError(f"libmtmd could not compute a medium: {status}, {complaint()}")
         return int(end.value)
 
-    def forget(self, medium: Medium) -> None:
-        """Frees what it holds; its encoding may be kept."""
-        medium.chunk.free()
-
     def _count(self, text: str, count: int) -> None:
         if count > MAX_MEDIA:
             raise _refusal(f"there are {count}, the limit is {MAX_MEDIA}")
@@ -225,7 +207,7 @@ class Projector:
         if kept is None:
             kept = self._encode(medium)
         self._kept[medium.digest] = kept
-        while len(self._kept) > 1 and sum(map(ctypes.sizeof, self._kept.values())) > MAX_KEPT:
+        while len(self._kept) > 1 and sum(map(ctypes.sizeof, self._kept.values())) > ENCODINGS:
             self._kept.popitem(last=False)
         return kept
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meshnode_llama_cpp.roles import ENCODERS, HYBRID, RECURRENT
+from meshnode_llama_cpp.roles import ENCODERS
 from p2p_mesh.core.records import KvType, ModelFile
 from p2p_mesh.serve.backend import Load
 
@@ -17,6 +17,12 @@ STEP = 256
 """llama.cpp rounds a context up to it."""
 BITS: dict[KvType, float] = {"f16": 16, "q8_0": 8.5, "q4_0": 4.5}
 """Of one number in the KV cache: blocks of 32 numbers have 64, 34 and 18 bytes."""
+SNAPSHOTS = 256 * 2**20
+"""Up to which an engine keeps snapshots of what sequences had read, where memory cannot go back:
+it is a state, or a sliding window.
+"""
+ENCODINGS = 128 * 2**20
+"""Up to which it keeps encodings of images and sounds."""
 
 _ROWS = 512
 """Of one call: a sliding layer keeps so many tokens beside its window."""
@@ -26,15 +32,13 @@ _COMPUTE_SHARE, _MOST_COMPUTE = 9, 2**30
 """A call of 512 rows took up to a tenth of the weights of small models, less of large ones."""
 _MASK_ROW = 512 * 4
 """Bytes of the attention masks of a call, for each token of the context."""
-_STATE_TOKENS = 2048
-"""A recurrent state is in `kv_bytes_per_token` as if so many tokens shared it."""
 _GPU_OVERHEAD = 400 * 2**20
 """What a GPU's driver and the buffers of a call take."""
 
 
 def need(load: Load, context: int, slots: int, kv_type: KvType | None = None) -> int:
-    """Bytes for weights, KV cache and buffers, with those of the draft model and the projector;
-    with another KV type than the load's, if one is given.
+    """Bytes for weights, KV cache, buffers and what is kept of earlier prompts, with those of the
+    draft model and the projector; with another KV type than the load's, if one is given.
     """
     kind = kv_type or load.kv_type or "f16"
     models = [load.model] + ([load.draft] if load.draft is not None else [])
@@ -45,8 +49,10 @@ def need(load: Load, context: int, slots: int, kv_type: KvType | None = None) ->
         + _call(model, cells)
         for model in models
     )
+    if load.model.state_bytes or (load.model.window and not load.deterministic):
+        total += SNAPSHOTS
     if load.projector is not None:
-        total += load.projector.size_bytes + _call(load.projector, 0)
+        total += load.projector.size_bytes + _call(load.projector, 0) + ENCODINGS
     return total
 
 
@@ -84,13 +90,10 @@ def _kept(model: ModelFile, cells: int, kind: KvType, *, windows: bool) -> int:
     """Of one sequence; `windows`: sliding layers keep no more than they see. A state is never
     quantised.
     """
-    if model.architecture in RECURRENT:
-        return model.kv_bytes_per_token * _STATE_TOKENS
-    if model.architecture in HYBRID:
-        return model.kv_bytes_per_token * max(cells, _STATE_TOKENS)
     seen = min(cells, -(-(model.window + _ROWS) // STEP) * STEP) if windows else cells
     beyond = model.window_bytes_per_token * (cells - seen)
-    return int((model.kv_bytes_per_token * cells - beyond) * BITS[kind] / 16)
+    cache = int((model.kv_bytes_per_token * cells - beyond) * BITS[kind] / 16)
+    return cache + model.state_bytes
 
 
 def _call(model: ModelFile, cells: int) -> int:
@@ -98,7 +101,7 @@ def _call(model: ModelFile, cells: int) -> int:
     rows as the context.
     """
     compute = min(model.size_bytes // _COMPUTE_SHARE, _MOST_COMPUTE)
-    if model.architecture in RECURRENT:
+    if model.state_bytes and not model.kv_bytes_per_token:
         return compute
     square = 4 * cells if model.architecture in ENCODERS else 0
     return compute + cells * (_MASK_ROW + square)

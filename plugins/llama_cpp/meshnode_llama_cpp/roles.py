@@ -20,16 +20,6 @@ ENCODERS = frozenset({
 })  # fmt: skip
 """Architectures that read a text as a whole, from both ends, and write none."""
 
-RECURRENT = frozenset({"arwkv7", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7"})
-"""Architectures that keep a state of one size, however much they have read."""
-
-HYBRID = frozenset({
-    "bailingmoe3", "deepseek4", "falcon-h1", "glm5-next", "granitehybrid", "jamba", "kimi-k3",
-    "kimi-linear", "lfm2", "lfm2moe", "minimax-01", "nemotron_h", "nemotron_h_moe", "plamo2",
-    "qwen35", "qwen35moe", "qwen3next", "qwen4exp",
-})  # fmt: skip
-"""Architectures that keep such a state in some layers, and every token in others."""
-
 _HALVES = frozenset({"t5", "t5encoder"})  # an encoder whose vectors are for a decoder
 
 

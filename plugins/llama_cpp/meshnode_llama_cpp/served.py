@@ -107,11 +107,13 @@ class Writer:
             command.deterministic,
         )
         context = Context(model, plan)
+        grammars = Grammars(model)
+        grammars.prepare()
         self._decoder = Decoder(
             model,
             context,
             seats=Seats(context, command.slots),
-            grammars=Grammars(model),
+            grammars=grammars,
             limits=self._limits,
             context_length=command.context,
             speculates=command.speculation,
@@ -141,8 +143,14 @@ class Writer:
         self._decoder.add(Task(number, request, prompt, most))
 
     def _check(self, request: InferenceRequest) -> None:
-        """What a peer may send, and no client."""
+        """Token ids that nobody looked at yet."""
         known = self._model.token_count
+        for token, _ in request.sampling.logit_bias:
+            if token >= known:
+                raise RequestError(
+                    f"logit_bias has token {token}; the model's vocabulary has {known}",
+                    param="logit_bias",
+                )
         if any(token >= known for resume in request.resume for token in resume.tokens):
             raise RequestError(
                 f"an answer of another vocabulary cannot go on: this one has {known} tokens"

@@ -27,7 +27,7 @@ from functools import partial
 from meshnode_llama_cpp import frames
 from meshnode_llama_cpp.library import devices, start
 from meshnode_llama_cpp.served import open_model
-from p2p_mesh.errors import MeshError
+from p2p_mesh.errors import MeshError, RequestError
 
 PATIENCE = 0.01
 """Seconds for questions between two steps: each costs a template and a tokenizer, and the answers
@@ -164,14 +164,27 @@ class Worker:
 
     def _reject(self, command: frames.Command, error: MeshError) -> None:
         assert isinstance(command, frames.Ask | frames.Look)
-        self._send(frames.Rejected(command.number, error.code, str(error), error.param))
+        self._send(_rejection(command.number, error))
 
     def step(self) -> None:
-        if outcomes := self._served.step():
-            self._send(*outcomes)
+        """What cannot be passed on ends its own answer."""
+        ready = b""
+        for outcome in self._served.step():
+            try:
+                ready += frames.encode(outcome)
+            except ValueError as error:
+                self._served.cancel(outcome.number)
+                ready += frames.encode(_rejection(outcome.number, RequestError(str(error)[:300])))
+        self._connection.sendall(ready)
 
-    def _send(self, *records: frames.Report) -> None:
-        self._connection.sendall(b"".join(map(frames.encode, records)))
+    def _send(self, record: frames.Report) -> None:
+        self._connection.sendall(frames.encode(record))
+
+
+def _rejection(number: int, error: MeshError) -> frames.Rejected:
+    """A message may quote what a client wrote, which need not be Unicode."""
+    message = str(error).encode(errors="replace").decode()
+    return frames.Rejected(number, error.code, message, error.param)
 
 
 if __name__ == "__main__":

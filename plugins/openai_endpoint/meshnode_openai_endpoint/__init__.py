@@ -7,7 +7,7 @@ is bounded and checked before it is believed.
 
 from __future__ import annotations
 
-from meshnode_openai_endpoint.source import EndpointSource
+from meshnode_openai_endpoint.source import EndpointSource, is_own
 from p2p_mesh.hookspecs import hookimpl
 from p2p_mesh.serve.backend import Source
 from p2p_mesh.settings import Settings, endpoints
@@ -17,4 +17,8 @@ meshnode_api = 1
 
 @hookimpl
 def meshnode_sources(settings: Settings) -> list[Source]:
-    return [EndpointSource(one) for one in endpoints(settings)]
+    found: list[EndpointSource] = []
+    for one in endpoints(settings):
+        before = found[-1] if found else None
+        found.append(EndpointSource(one, before=before, is_self=is_own(one.url, settings.port)))
+    return list(found)

@@ -1,8 +1,9 @@
 """From an InferenceRequest to the body that an OpenAI-compatible server takes. Pure.
 
-OpenAI's own fields go as they are, so that an answer follows OpenAI's defaults wherever it is
-computed. Fields that OpenAI does not know go only where they differ from our defaults: a server
-that refuses them refuses what the client asked for, and says so itself.
+What has a default goes only where it differs from ours: the record does not tell a field that the
+client left out from one that it gave as the default, and a server has defaults of its own. A server
+that refuses a field refuses what the client asked for, and says so itself. The seed always goes, so
+that another try gives the same answer.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from p2p_mesh.core.records import (
 from p2p_mesh.errors import RequestError
 
 _NEUTRAL = Sampling()
+_SAMPLED = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
 _SEEDS = 2**31
 """Servers keep a seed in 64, 32 or 31 bits."""
 
@@ -38,7 +40,7 @@ def completion(request: InferenceRequest, model: str) -> tuple[str, dict[str, An
     }
     prompt = request.prompt
     if isinstance(prompt, ChatPrompt):
-        return "chat/completions", {**common, **_chat(prompt), **_chat_logprobs(request.logprobs)}
+        return "chat/completions", {**common, **chat(prompt), **_chat_logprobs(request.logprobs)}
     text: dict[str, Any] = {"prompt": prompt.text if isinstance(prompt, TextPrompt) else
                             list(prompt.tokens)}  # fmt: skip
     if isinstance(prompt, TextPrompt) and prompt.suffix:
@@ -50,13 +52,21 @@ def completion(request: InferenceRequest, model: str) -> tuple[str, dict[str, An
     return "completions", {**common, **text}
 
 
+def refuse_ignored(request: InferenceRequest, url: str) -> None:
+    """Raises RequestError for what llama-server would pass over without a word."""
+    has_suffix = isinstance(request.prompt, TextPrompt) and bool(request.prompt.suffix)
+    for name, is_given in (("echo", request.echo), ("suffix", has_suffix)):
+        if is_given:
+            raise RequestError(
+                f"{name}: {request.model} runs on the llama-server at {url}, which ignores it; "
+                "leave it out",
+                param=name,
+            )
+
+
 def _sampling(sampling: Sampling) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "seed": sampling.seed % _SEEDS,
-    }
-    for name in ("top_k", "min_p", "presence_penalty", "frequency_penalty"):
+    body: dict[str, Any] = {"seed": sampling.seed % _SEEDS}
+    for name in _SAMPLED:
         if (value := getattr(sampling, name)) != getattr(_NEUTRAL, name):
             body[name] = value
     if sampling.repeat_penalty != _NEUTRAL.repeat_penalty:
@@ -87,7 +97,8 @@ def _format(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": named}
 
 
-def _chat(prompt: ChatPrompt) -> dict[str, Any]:
+def chat(prompt: ChatPrompt) -> dict[str, Any]:
+    """The fields that make up a conversation."""
     body: dict[str, Any] = {"messages": list(prompt.messages)}
     if prompt.tools:
         body["tools"] = [_tool(one) for one in prompt.tools]

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 import trio
 
 from meshnode_openai_endpoint.answer import Answer
-from meshnode_openai_endpoint.body import completion
-from meshnode_openai_endpoint.failure import streamed
+from meshnode_openai_endpoint.body import completion, refuse_ignored
+from meshnode_openai_endpoint.failure import blaming, streamed
 from meshnode_openai_endpoint.messages import Chunk, Listed, read
 from meshnode_openai_endpoint.probe import Found, probe
 from meshnode_openai_endpoint.query import asked, replied, template, templated
@@ -55,17 +55,24 @@ class EndpointEngine:
     @asynccontextmanager
     async def generate(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Delta]]:
         self._check()
+        if self._found.kind == "llama-server":
+            refuse_ignored(request, self._server.endpoint.url)
         path, body = completion(request, self._model)
         async with self._server.stream(path, body) as chunks:
-            yield Deltas(self._server, request.choices, chunks)
+            yield Deltas(self._server, path, request.choices, chunks)
 
     async def query(self, query: Query) -> Reply:
         self._check()
-        if isinstance(query, TokenizeQuery) and isinstance(query.prompt, ChatPrompt):
-            path, body = template(query.prompt, self._model)
-            query = templated(query, await self._server.ask(path, body, seconds=SILENCE))
+        if isinstance(query, TokenizeQuery) and self._found.kind != "meshnode":
+            query = await self._templated(query)
         path, body = asked(query, self._model)
         return replied(query, await self._server.ask(path, body, seconds=SILENCE))
+
+    async def _templated(self, query: TokenizeQuery) -> TokenizeQuery:
+        if not isinstance(query.prompt, ChatPrompt):
+            return query
+        path, body = template(query.prompt, self._model)
+        return templated(query, await self._server.ask(path, body, seconds=SILENCE))
 
     async def wait_ended(self) -> str:
         await self._ended.wait()
@@ -87,8 +94,9 @@ class EndpointEngine:
 class Deltas:
     """The deltas of one answer, in the order of the server's events."""
 
-    def __init__(self, server: Server, choices: int, chunks: Chunks) -> None:
+    def __init__(self, server: Server, path: str, choices: int, chunks: Chunks) -> None:
         self._server = server
+        self._path = path
         self._chunks = chunks
         self._answer = Answer(choices)
         self._events = Events()
@@ -132,7 +140,7 @@ class Deltas:
             return
         chunk = read(event, Chunk)
         if chunk.error is not None:
-            raise streamed(chunk.error, self._server.endpoint)
+            raise blaming(streamed(chunk.error, self._server.endpoint), self._path)
         self._ready.extend(self._answer.take(chunk))
 
     def _end_of_bytes(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,20 @@ MESSAGE = 1_000
 """Characters of a server's words that are passed on."""
 
 _TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})
+_PROMPTS = {
+    "chat/completions": "messages",
+    "completions": "prompt",
+    "embeddings": "input",
+    "rerank": "documents",
+}
+"""What a client calls the prompt, by the path that it is sent to."""
+
 _MISSING = (404, 405, 501)
 _RETRY = 1.0
 _MOST_RETRY = 3600.0
+_SECRET = 8
+"""Characters that a part of a key has at least, to be one that nobody may read."""
+_BETWEEN = re.compile(r"[\s\"',;:=]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,7 @@ def failure(status: int, headers: Mapping[str, str], raw: bytes, endpoint: Endpo
     if status in _MISSING:
         return _missing(found, where, why)
     if 400 <= status < 500:
-        return wrong(found) or RequestError(f"{where} refused this{why}")
+        return wrong(found) or RequestError(f"{where} refused this{why}", param=found.param)
     return Unavailable(f"{where} failed{why}", retry_after=retry)
 
 
@@ -60,19 +72,33 @@ def streamed(error: Any, endpoint: Endpoint) -> MeshError:
                        retry_after=_RETRY)  # fmt: skip
 
 
+def blaming(error: MeshError, path: str) -> MeshError:
+    """The same error; where a prompt is too long it names the field that holds the prompt."""
+    if isinstance(error, ContextExceeded):
+        error.param = _PROMPTS.get(path, error.param)
+    return error
+
+
 def told(body: Any, key: str = "") -> Told:
     """OpenAI's `{"error": {"message", ...}}`, and the shapes of those who do it otherwise. A key
-    that the server repeats is taken out.
+    that the server repeats is taken out, and so is each longer part of one, as of `Bearer sk-...`.
     """
     error = _error(body)
-    message = str(error.get("message") or error.get("detail") or "")[:MESSAGE]
+    message = _without(key, str(error.get("message") or error.get("detail") or ""))
     codes = frozenset(str(error[name]) for name in ("code", "type") if error.get(name))
     param = error.get("param")
     return Told(
-        message=message.replace(key, "***") if key else message,
+        message=message[:MESSAGE],  # cut first, it might end within a key
         codes=codes,
-        param=param[:256] if isinstance(param, str) else None,
+        param=_without(key, param)[:256] if isinstance(param, str) else None,
     )
+
+
+def _without(key: str, text: str) -> str:
+    parts = [part for part in _BETWEEN.split(key) if len(part) >= _SECRET]
+    for secret in sorted(filter(None, (key, *parts)), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 def _error(body: Any) -> dict[str, Any]:

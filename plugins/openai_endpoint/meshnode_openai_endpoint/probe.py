@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 from meshnode_openai_endpoint.messages import Listed, loosely
@@ -43,6 +43,8 @@ class Found:
     context: int = 0
     """Tokens of one sequence; 0: unknown."""
     slots: int = SLOTS
+    kind: Literal["llama-server", "meshnode", ""] = ""
+    """The server's program, where it matters for what it can be asked."""
 
 
 async def probe(server: Server, model: Listed) -> Found:
@@ -64,7 +66,8 @@ async def probe(server: Server, model: Listed) -> Found:
 def meshnode(model: Listed) -> Found:
     """Another node says it all in its list."""
     about = _mapping(model.meshnode)
-    return Found(_capabilities(about.get("capabilities")), _number(about.get("context")))
+    can = _capabilities(about.get("capabilities"))
+    return Found(can, _number(about.get("context")), kind="meshnode")
 
 
 def by_name(model: Listed) -> Found:
@@ -90,7 +93,7 @@ def llama_server(model: Listed, props: Any, pooled: frozenset[Capability]) -> Fo
         can |= _capabilities([sense for sense, has in senses.items() if has is True], frozenset())
     context = _number(settings.get("n_ctx")) or _number(meta.get("n_ctx"))
     slots = _number(about.get("total_slots"), MOST_SLOTS)
-    return Found(frozenset(can), context, slots or SLOTS)
+    return Found(frozenset(can), context, slots or SLOTS, "llama-server")
 
 
 def ollama(shown: Any) -> Found | None:

@@ -9,6 +9,7 @@ import math
 import struct
 from typing import Any
 
+from meshnode_openai_endpoint.body import chat
 from meshnode_openai_endpoint.messages import (
     Detokenized,
     Embedding,
@@ -54,7 +55,9 @@ def templated(query: TokenizeQuery, raw: bytes) -> TokenizeQuery:
 
 
 def asked(query: Query, model: str) -> Asked:
-    """How a query is put; one of a chat is templated first."""
+    """How a query is put; the tokens of a chat only another node of meshnode tells, elsewhere it is
+    templated first.
+    """
     match query:
         case EmbedQuery(inputs=inputs):
             texts = [one if isinstance(one, str) else list(one) for one in inputs]
@@ -62,14 +65,14 @@ def asked(query: Query, model: str) -> Asked:
         case RerankQuery():
             body = {"query": query.query, "documents": list(query.documents)}
             return "rerank", {"model": model, **body}
-        case TokenizeQuery(prompt=TextPrompt(text=text)):
+        case TokenizeQuery(prompt=prompt):
+            said = chat(prompt) if isinstance(prompt, ChatPrompt) else {"content": prompt.text}
             return "/tokenize", {
-                "model": model, "content": text, "add_special": query.add_special,
+                "model": model, **said, "add_special": query.add_special,
                 "parse_special": query.parse_special, "with_pieces": query.with_pieces,
             }  # fmt: skip
         case DetokenizeQuery():
             return "/detokenize", {"model": model, "tokens": list(query.tokens)}
-    raise AssertionError("a chat is templated first")
 
 
 def replied(query: Query, raw: bytes) -> Reply:

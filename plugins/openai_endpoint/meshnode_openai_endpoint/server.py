@@ -19,7 +19,7 @@ import httpx
 import msgspec
 import trio
 
-from meshnode_openai_endpoint.failure import failure
+from meshnode_openai_endpoint.failure import blaming, failure
 from p2p_mesh.errors import EngineDied, MeshError, Overloaded, RemoteError
 from p2p_mesh.settings import Endpoint
 
@@ -86,7 +86,7 @@ class Server:
         response = await self._send(path, body, seconds)
         try:
             if response.status_code != 200:
-                raise await self._refusal(response)
+                raise blaming(await self._refusal(response), path)
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise RemoteError("a reply that is compressed, which was not asked for")
             yield response

@@ -2,6 +2,9 @@
 
 A server that is out of reach has withdrawn nothing: its models stay offered, and their engines end
 and are opened again by the node. It is asked again soon, then ever later, up to once in POLL.
+
+Sources of one command line say what they have in its order at first, however long each server takes
+to reply: of models of one name, that of the server named first gets it.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import httpx
+import trio
 
 from meshnode_openai_endpoint.engine import open_engine
 from meshnode_openai_endpoint.messages import Listed, Listing, read
-from meshnode_openai_endpoint.server import Server, name, open_server
+from meshnode_openai_endpoint.server import Server, is_local, name, open_server
 from p2p_mesh.core.names import ModelId
 from p2p_mesh.errors import MeshError
 from p2p_mesh.serve.backend import Offer
@@ -29,6 +33,8 @@ FIRST = 0.5
 MODELS = 128
 """Of one server. One that lists thousands, as brokers do, is cut off there."""
 
+ITSELF = "it is this node itself, which serves its models anyway; leave this --endpoint out"
+
 _OFFERED_ON = re.compile(r"@[^@/]+:\d+\Z")
 
 
@@ -36,10 +42,19 @@ class EndpointSource:
     """A source for one `--endpoint`; a transport stands for the network in tests."""
 
     def __init__(
-        self, endpoint: Endpoint, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        endpoint: Endpoint,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        before: EndpointSource | None = None,
+        is_self: bool = False,
     ) -> None:
+        self.spoken = trio.Event()
+        """Set when it has said what its server has, or why it does not know."""
         self._endpoint = endpoint
         self._transport = transport
+        self._before = before
+        self._is_self = is_self
 
     @property
     def name(self) -> str:
@@ -48,20 +63,46 @@ class EndpointSource:
     async def watch(
         self, offer: Callable[[Sequence[Offer]], None], note: Callable[[str], None]
     ) -> None:
+        try:
+            if self._is_self:
+                note(ITSELF)
+            else:
+                await self._watch(offer, note)
+        finally:
+            self.spoken.set()
+        await trio.sleep_forever()
+
+    async def _watch(
+        self, offer: Callable[[Sequence[Offer]], None], note: Callable[[str], None]
+    ) -> None:
         async with open_server(self._endpoint, self._transport) as server:
             said, failures = "", 0
             while True:
-                try:
-                    found = read(await server.ask("models"), Listing)
-                except MeshError as error:
-                    news, failures = str(error), failures + 1
-                else:
-                    offer([_offer(server, model) for model in offered(found)])
-                    news, failures = cut(found), 0
+                offers, news = await _look(server)
+                failures = failures + 1 if offers is None else 0
+                if self._before is not None:
+                    await self._before.spoken.wait()
                 if news and news != said:
                     note(news)
                 said = news
+                if offers is not None:
+                    offer(offers)
+                self.spoken.set()
                 await server.rest(pause(failures))
+
+
+async def _look(server: Server) -> tuple[list[Offer] | None, str]:
+    """What the server has, None where that is not to be learned; and what to say of it."""
+    try:
+        found = read(await server.ask("models"), Listing)
+    except MeshError as error:
+        return None, str(error)
+    return [_offer(server, model) for model in offered(found)], cut(found)
+
+
+def is_own(url: str, port: int) -> bool:
+    """Whether a URL is that of this node's API, which answers on that port."""
+    return is_local(url) and name(url).endswith(f":{port}")
 
 
 def pause(failures: int) -> float:

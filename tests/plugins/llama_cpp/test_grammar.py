@@ -111,16 +111,19 @@ def test_the_end_may_come_only_where_the_grammar_can_end(grammars: Grammars, mod
 
 def test_after_the_end_only_the_end_may_come(grammars: Grammars, model: Model) -> None:
     matcher = grammars.compile("start: /a*/")
-    assert not matcher.stopped
     matcher.accept(IM_END)
-    assert matcher.stopped
+    matcher.accept(EOS)
+    assert allowed(matcher, model)
     assert all(map(model.ends, allowed(matcher, model)))
 
 
-def test_a_grammar_that_is_used_up_is_stopped(grammars: Grammars, model: Model) -> None:
+def test_after_a_grammar_that_is_used_up_only_the_end_may_come(
+    grammars: Grammars, model: Model
+) -> None:
     matcher = grammars.compile('start: "ab"')
     write(matcher, model, "ab")
-    assert matcher.stopped
+    assert {EOS, IM_END} <= allowed(matcher, model)
+    assert all(map(model.ends, allowed(matcher, model)))
 
 
 def test_control_tokens_come_by_their_id_alone(grammars: Grammars, model: Model) -> None:
@@ -131,7 +134,7 @@ def test_control_tokens_come_by_their_id_alone(grammars: Grammars, model: Model)
 def test_a_space_that_the_tokenizer_adds_is_not_allowed(grammars: Grammars, model: Model) -> None:
     matcher = grammars.compile('start: "the end"')
     write(matcher, model, "the end")
-    assert matcher.stopped
+    assert EOS in allowed(matcher, model)
 
 
 def test_forced_bytes_are_spelled_as_the_tokenizer_does(grammars: Grammars, model: Model) -> None:
@@ -157,48 +160,13 @@ def test_a_long_text_that_is_forced_comes_out_whole(grammars: Grammars, model: M
     )
 
 
-def test_rolling_back_gives_the_mask_that_was_there(grammars: Grammars, model: Model) -> None:
-    matcher = grammars.compile(schema({"type": "array", "items": {"type": "integer"}}))
-    chance, masks, count = random.Random(5), [], 12
-    for _ in range(count):
-        masks.append(mask(matcher, model))
-        tokens = [t for t in sorted(allowed(matcher, model)) if not model.ends(t)]
-        matcher.accept(chance.choice(tokens))
-    matcher.rollback(5)
-    assert np.array_equal(mask(matcher, model), masks[count - 5])
-    matcher.rollback(count - 5)
-    assert np.array_equal(mask(matcher, model), masks[0])
-
-
-def test_the_end_can_be_rolled_back(grammars: Grammars, model: Model) -> None:
-    matcher = grammars.compile("start: /a+/")
-    write(matcher, model, "aaa")
-    before = allowed(matcher, model)
-    matcher.accept(EOS)
-    matcher.accept(EOS)
-    matcher.rollback(2)
-    assert allowed(matcher, model) == before
-    assert not matcher.stopped
-    matcher.accept(EOS)
-    matcher.rollback(4)
-    assert texts(matcher, model) == {b"a"}
-
-
-def test_a_used_up_grammar_can_be_rolled_back(grammars: Grammars, model: Model) -> None:
-    matcher = grammars.compile('start: "a" "b"')
-    write(matcher, model, "ab")
-    matcher.accept(EOS)
-    matcher.rollback(2)
-    assert texts(matcher, model) == {b"b"}
-
-
 def test_matchers_of_one_grammar_are_independent(grammars: Grammars, model: Model) -> None:
     first, second = grammars.compile("start: /[ab]{2}/"), grammars.compile("start: /[ab]{2}/")
     write(first, model, "a")
     assert texts(first, model) == texts(second, model) == {b"a", b"b"}
     write(second, model, "ab")
-    assert second.stopped
-    assert not first.stopped
+    assert EOS in allowed(second, model)
+    assert texts(first, model) == {b"a", b"b"}
 
 
 def test_a_token_that_is_not_allowed_is_an_error(grammars: Grammars, model: Model) -> None:
@@ -427,3 +395,9 @@ def test_a_grammar_that_takes_too_long_is_given_up(
         grammars.compile('start: "b"')
     monkeypatch.setattr(grammar, "SECONDS", 20.0)
     assert texts(grammars.compile('start: "b"'), model) == {b"b"}
+
+
+def test_tables_that_are_being_built_are_waited_for(model: Model) -> None:
+    grammars = Grammars(model)
+    grammars.prepare()
+    assert texts(grammars.compile('start: "a"'), model) == {b"a"}

@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp.mtmd_cpp as M
 import pytest
 from meshnode_llama_cpp.library import L, start
-from meshnode_llama_cpp.media import MAX_MEDIA, Medium, Projector
+from meshnode_llama_cpp.media import Medium, Projector
 from meshnode_llama_cpp.model import Model
 
 from p2p_mesh.errors import ModelError, RequestError
@@ -290,7 +290,7 @@ def test_a_medium_is_encoded_once(make: Make, context: Open) -> None:
 def test_encodings_are_kept_up_to_a_limit(
     make: Make, context: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshnode_llama_cpp.media.MAX_KEPT", 2 * 16 * 64 * 4)
+    monkeypatch.setattr("meshnode_llama_cpp.media.ENCODINGS", 2 * 16 * 64 * 4)
     handle, projector = context("vision"), make("vision")
     for shade in range(4):
         write(projector, handle, png(shade, 0, 0))
@@ -299,16 +299,6 @@ def test_encodings_are_kept_up_to_a_limit(
     assert encoding(projector, 16 * 64 * 4) == last
     write(projector, handle, png(0, 0, 0))
     assert encoding(projector, 16 * 64 * 4) != last
-
-
-def test_a_forgotten_medium_cannot_be_fed(make: Make, context: Open) -> None:
-    projector = make("vision")
-    (_, medium) = projector.read(projector.marker, [RED])
-    assert isinstance(medium, Medium)
-    projector.forget(medium)
-    projector.forget(medium)
-    with pytest.raises(RuntimeError, match="forgotten"):
-        projector.feed(medium, context("vision"), slot=0, position=0, rows=64)
 
 
 def test_a_medium_without_room_is_refused(make: Make, context: Open) -> None:
@@ -359,7 +349,7 @@ def test_media_and_markers_must_agree(make: Make) -> None:
 
 
 def test_there_may_not_be_too_many_media(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "the limit is 32" in refusal(make("vision"), *[RED] * (MAX_MEDIA + 1))
+    assert "the limit is 32" in refusal(make("vision"), *[RED] * 33)
     monkeypatch.setattr("meshnode_llama_cpp.media.MAX_DECODED", 2 * 3 * 112 * 84)
     assert make("vision").read(make("vision").marker * 2, [RED, BLUE])
     assert "they take 84,672 bytes when decoded" in refusal(make("vision"), RED, BLUE, RED)

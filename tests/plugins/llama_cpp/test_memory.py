@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from meshnode_llama_cpp.memory import gpu_layers, need
+from meshnode_llama_cpp import seats
+from meshnode_llama_cpp.memory import ENCODINGS, SNAPSHOTS, gpu_layers, need
 from msgspec.structs import replace
 
 from p2p_mesh.core.names import ModelId
-from p2p_mesh.core.records import ModelFile
+from p2p_mesh.core.records import KvType, ModelFile
 from p2p_mesh.serve.backend import Load
 
 GB, MIB = 10**9, 2**20
@@ -23,30 +24,39 @@ MODEL = ModelFile(
 )
 
 
-# Random models in llama.cpp 0.5.0, f16: architecture, bytes of the file, KV bytes of a token,
-# context, slots, and MiB of the buffers that it allocated together.
+# Random models in llama.cpp 0.5.0, f16: architecture, bytes of the file, KV bytes of a token, bytes
+# of a state, context, slots, and MiB of the buffers that it allocated together.
 MEASURED = [
-    ("llama", 337_951_072, 32_768, 8192, 4, 1386),
-    ("llama", 337_951_072, 32_768, 2048, 1, 420),
-    ("llama", 174_339_808, 23_040, 8192, 4, 907),
-    ("llama", 709_041_312, 57_344, 8192, 4, 2504),
-    ("llama", 709_041_312, 57_344, 2048, 1, 826),
-    ("gemma3", 284_616_960, 32_768, 8192, 4, 1337),
-    ("mamba", 179_027_168, 1_368, 8192, 4, 200),
-    ("lfm2", 447_518_528, 16_416, 8192, 4, 979),
-    ("lfm2", 447_518_528, 16_416, 2048, 1, 492),
-    ("bert", 141_261_536, 0, 2048, 1, 184),
-    ("bert", 141_261_536, 0, 8192, 1, 431),
+    ("llama", 337_951_072, 32_768, 0, 8192, 4, 1386),
+    ("llama", 337_951_072, 32_768, 0, 2048, 1, 420),
+    ("llama", 174_339_808, 23_040, 0, 8192, 4, 907),
+    ("llama", 709_041_312, 57_344, 0, 8192, 4, 2504),
+    ("llama", 709_041_312, 57_344, 0, 2048, 1, 826),
+    ("gemma3", 284_616_960, 32_768, 0, 8192, 4, 1337),
+    ("mamba", 179_027_168, 0, 1_368 * 2048, 8192, 4, 200),
+    ("lfm2", 447_518_528, 16_384, 32 * 2048, 8192, 4, 979),
+    ("lfm2", 447_518_528, 16_384, 32 * 2048, 2048, 1, 492),
+    ("bert", 141_261_536, 0, 0, 2048, 1, 184),
+    ("bert", 141_261_536, 0, 0, 8192, 1, 431),
 ]
 
 
-@pytest.mark.parametrize(("architecture", "size", "kept", "context", "slots", "buffers"), MEASURED)
+@pytest.mark.parametrize(
+    ("architecture", "size", "kept", "state", "context", "slots", "buffers"), MEASURED
+)
 def test_the_estimate_bounds_what_was_measured(
-    architecture: str, size: int, kept: int, context: int, slots: int, buffers: int
+    architecture: str, size: int, kept: int, state: int, context: int, slots: int, buffers: int
 ) -> None:
-    model = replace(MODEL, architecture=architecture, size_bytes=size, kv_bytes_per_token=kept)
+    model = replace(
+        MODEL,
+        architecture=architecture,
+        size_bytes=size,
+        kv_bytes_per_token=kept,
+        state_bytes=state,
+    )
     real = (buffers + 70) * MIB  # Python and the libraries
-    assert real <= need(Load(model), context, slots) <= 1.15 * real
+    fresh = need(Load(model), context, slots) - (256 * MIB if state else 0)
+    assert real <= fresh <= 1.15 * real
 
 
 def test_smaller_numbers_make_a_smaller_cache() -> None:
@@ -65,28 +75,41 @@ def test_a_draft_has_a_cache_of_its_own() -> None:
     assert more == GB // 4 + GB // 36 + 2 * 8192 * 10_000 + 8192 * 2048
 
 
-def test_a_projector_is_loaded_too() -> None:
+def test_a_projector_is_loaded_too_and_its_encodings_are_kept() -> None:
     projector = replace(MODEL, size_bytes=900_000_000)
     more = need(Load(MODEL, projector=projector), 8192, 2) - need(Load(MODEL), 8192, 2)
-    assert more == 1_000_000_000
+    assert more == 1_000_000_000 + 128 * MIB
 
 
-def test_a_state_has_one_size() -> None:
-    mamba = replace(MODEL, architecture="mamba", kv_bytes_per_token=1000)
-    jamba = replace(MODEL, architecture="jamba", kv_bytes_per_token=1000)
+def test_a_state_has_one_size_and_is_not_quantised() -> None:
+    mamba = replace(MODEL, kv_bytes_per_token=0, state_bytes=2_048_000)
     states = [need(Load(mamba), 8192, slots) for slots in (1, 2)]
     assert states[1] - states[0] == 2_048_000
-    hybrid = [need(Load(jamba), context, 2) - need(Load(jamba), context, 1)
-              for context in (512, 8192)]  # fmt: skip
-    assert hybrid == [2_048_000, 8_192_000]
+    jamba = replace(MODEL, kv_bytes_per_token=1000, state_bytes=2_048_000)
+    cases: list[tuple[int, KvType]] = [(512, "f16"), (8192, "f16"), (8192, "q8_0")]
+    hybrid = [need(Load(jamba), context, 2, kind) - need(Load(jamba), context, 1, kind)
+              for context, kind in cases]  # fmt: skip
+    assert hybrid == [2_560_000, 10_240_000, 2_048_000 + 8_192_000 * 34 // 64]
+
+
+def test_snapshots_are_for_memory_that_cannot_go_back() -> None:
+    plain = need(Load(MODEL), 256, 1)
+    assert need(Load(replace(MODEL, state_bytes=1000)), 256, 1) == plain + 1000 + 256 * MIB
+    slides = replace(MODEL, window=600, window_bytes_per_token=800)
+    assert need(Load(slides), 256, 1) == plain + 256 * MIB
+    assert need(Load(slides, deterministic=True), 256, 1) == plain
+
+
+def test_as_much_is_counted_as_the_engine_keeps() -> None:
+    assert (SNAPSHOTS, ENCODINGS) == (seats.SNAPSHOTS, 128 * MIB)
 
 
 def test_sliding_layers_keep_their_window_unless_answers_must_be_exact() -> None:
     model = replace(MODEL, kv_bytes_per_token=1000, window=600, window_bytes_per_token=800)
     kept = [need(Load(model, deterministic=exact), 8192, 2) for exact in (False, True)]
-    assert kept[1] - kept[0] == 2 * 800 * (8192 - 1280)
+    assert kept[1] - kept[0] == 2 * 800 * (8192 - 1280) - 256 * MIB
     short = [need(Load(model, deterministic=exact), 512, 2) for exact in (False, True)]
-    assert short[0] == short[1]
+    assert short[0] - short[1] == 256 * MIB
 
 
 def test_an_encoder_pays_for_the_square_of_its_context() -> None:

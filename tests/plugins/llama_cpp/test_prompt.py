@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from meshnode_llama_cpp.model import Model
 from meshnode_llama_cpp.prompt import Prompts
 
@@ -211,3 +213,133 @@ def test_unknown_tokens_have_no_text(model: Model) -> None:
     with pytest.raises(RequestError, match="has token 512") as caught:
         Prompts(model, 512).text(DetokenizeQuery(model=ModelId("tiny"), tokens=(512,)))
     assert caught.value.param == "tokens"
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=8)
+)
+WORDS = ["type", "properties", "required", "enum", "anyOf", "$defs", "$ref", "items", "string",
+         "object", "id", "function", "name", "arguments", "{}", "text", "image_url",
+         "input_audio", "url", "data", "format", "role", "user", "assistant", "tool", "system",
+         "content", "tool_calls", "tool_call_id", "reasoning_content"]  # fmt: skip
+KEYS = st.sampled_from(WORDS) | st.text(max_size=4)
+JUNK = st.recursive(
+    SCALARS | st.sampled_from(WORDS),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(KEYS, inner, max_size=4)
+        | st.dictionaries(KEYS | st.binary(max_size=4) | st.integers(0, 9), inner, max_size=2)
+    ),
+    max_leaves=12,
+)
+
+
+def objects(*known: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Anything in the fields that mean something, and in others."""
+    return st.fixed_dictionaries({}, optional=dict.fromkeys((*known, "x"), JUNK))
+
+
+SCHEMAS = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.just("object") | JUNK,
+        "properties": st.dictionaries(
+            KEYS, st.fixed_dictionaries({"type": st.just("string")}, optional={"enum": JUNK})
+        )
+        | st.dictionaries(KEYS, objects("type", "enum", "anyOf", "oneOf", "$ref"))
+        | JUNK,
+        "required": st.lists(KEYS) | JUNK,
+        "$defs": JUNK,
+        "definitions": JUNK,
+    },
+)
+CALLS = st.fixed_dictionaries(
+    {"function": st.fixed_dictionaries({"name": st.just("add")}, optional={"arguments": JUNK})},
+    optional={"id": JUNK, "type": JUNK},
+)
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "developer", "user", "assistant", "tool"])},
+    optional={
+        "content": st.text() | st.lists(objects("type", "text", "image_url", "input_audio")) | JUNK,
+        "tool_calls": st.lists(CALLS, max_size=2) | JUNK,
+        "tool_call_id": JUNK,
+        "reasoning_content": JUNK,
+    },
+) | objects("role", "content")
+TAGGED = (
+    "{# <tool_call> <function= <parameter= #}{{ tools | tojson }}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% for c in m.tool_calls or [] %}"
+    "{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+)
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+SHORT = (
+    "[TOOL_CALLS]{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "{% if c.id | length != 9 %}{{ raise_exception('id') }}{% endif %}"
+    "{{ c.function.arguments }}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Prompts]:
+    folder = tmp_path_factory.mktemp("templates")
+    templates = {"tagged": TAGGED, "plain": PLAIN, "short": SHORT}
+    return {name: Prompts(load(folder / f"{name}.gguf", source), 512)
+            for name, source in templates.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["tagged", "plain", "short"])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_whatever_a_peer_sends_is_read_or_refused(
+    readers: dict[str, Prompts], name: str, data: st.DataObject
+) -> None:
+    tools = st.lists(st.builds(Tool, name=st.sampled_from(["a", "b"]), parameters=SCHEMAS,
+                               strict=st.booleans()), max_size=2)  # fmt: skip
+    chat = ChatPrompt(
+        messages=tuple(data.draw(st.lists(MESSAGES, min_size=1, max_size=3))),
+        tools=tuple(data.draw(tools)),
+        tool_choice=data.draw(st.sampled_from(["auto", "none", "required"])),
+        variables=data.draw(st.dictionaries(KEYS, JUNK, max_size=2)),
+    )
+    request = ask(chat, schema=data.draw(st.none() | SCHEMAS))
+    try:
+        prompt = readers[name].read(request)
+    except RequestError:
+        return
+    prompt.parser().push("<tool_call>")
+
+
+def deep(link: str, depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {link: value}
+    return value
+
+
+@pytest.mark.parametrize("name", ["tagged", "plain", "short"])
+@pytest.mark.parametrize("depth", [70, 400])
+def test_what_is_too_deep_is_refused_in_words(
+    readers: dict[str, Prompts], name: str, depth: int
+) -> None:
+    parts = [{"type": deep("x", depth)}]
+    call = {"id": deep("x", depth), "function": {"name": "a", "arguments": deep("x", depth)}}
+    tool = Tool(name="a", parameters=deep("items", depth))
+    for chat in (
+        ChatPrompt(messages=(USER,), tools=(tool,)),
+        ChatPrompt(messages=({"role": "user", "content": parts},)),
+        ChatPrompt(messages=({"role": "assistant", "tool_calls": [call]}, USER)),
+    ):
+        with pytest.raises(RequestError, match="nested deeper than 64|not dict"):
+            readers[name].read(ask(chat))
+
+
+@pytest.mark.parametrize("name", ["tagged", "plain", "short"])
+def test_a_schema_as_deep_as_may_be_is_read(readers: dict[str, Prompts], name: str) -> None:
+    tool = Tool(name="a", parameters=deep("items", 63))
+    chat = ChatPrompt(messages=(USER,), tools=(tool,), tool_choice="required")
+    assert readers[name].read(ask(chat)).grammar is not None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from meshnode_llama_cpp.roles import CLS, LAST, MEAN, NONE, RANK, pooling_of, role, splits
+from meshnode_llama_cpp.roles import CLS, ENCODERS, LAST, MEAN, NONE, RANK, pooling_of, role, splits
 
+from p2p_mesh.core.gguf import Header
+from p2p_mesh.core.sizing import kv_bytes_per_token, state_bytes
 from p2p_mesh.errors import ModelError
 
 
@@ -36,6 +38,13 @@ def test_an_encoder_that_says_nothing_gives_the_mean() -> None:
     assert role("modern-bert") == "embed"
     assert (pooling_of("modern-bert", -1), pooling_of("bert", NONE)) == (MEAN, MEAN)
     assert (pooling_of("bert", CLS), pooling_of("qwen3", NONE)) == (CLS, NONE)
+
+
+@pytest.mark.parametrize("architecture", sorted(ENCODERS - {"llama-embed"}))
+def test_what_reads_a_text_as_a_whole_keeps_nothing_of_it(architecture: str) -> None:
+    header = Header({"general.architecture": architecture, f"{architecture}.block_count": 4,
+                     f"{architecture}.embedding_length": 64}, ())  # fmt: skip
+    assert (kv_bytes_per_token(header), state_bytes(header)) == (0, 0)
 
 
 @pytest.mark.parametrize("architecture", ["t5", "t5encoder"])

@@ -13,6 +13,8 @@ from p2p_mesh.core.records import (
     EmbedQuery,
     InferenceRequest,
     ModelFile,
+    Resume,
+    Sampling,
     Text,
     TextPrompt,
     TokenizeQuery,
@@ -63,6 +65,14 @@ def test_a_prompt_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
     writer.ask(1, ask(63))
     with pytest.raises(ContextExceeded, match="64 tokens, the model's context is 64"):
         writer.ask(2, ask(64))
+
+
+def test_tokens_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    writer = served(write_model(tmp_path / "tiny.gguf"))
+    with pytest.raises(RequestError, match="token 99999; the model's vocabulary has 512"):
+        writer.ask(1, ask(4, sampling=Sampling(logit_bias=((99999, 1.0),))))
+    with pytest.raises(RequestError, match="another vocabulary"):
+        writer.ask(2, ask(4, resume=(Resume(tokens=(2**31 - 1,)),)))
 
 
 def test_an_encoder_makes_vectors_and_does_not_write(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ import socket
 import threading
 
 from meshnode_llama_cpp import frames
-from meshnode_llama_cpp.worker import Inbox, Worker, sort
+from meshnode_llama_cpp.worker import Inbox, Worker, _rejection, sort
 
 from p2p_mesh.core.names import ModelId, RequestId
-from p2p_mesh.core.records import InferenceRequest, TextPrompt
+from p2p_mesh.core.records import Delta, InferenceRequest, TextPrompt
+from p2p_mesh.errors import RequestError
 
 
 def ask(number: int) -> frames.Ask:
@@ -72,3 +73,33 @@ def test_a_defect_that_one_question_meets_is_the_end_of_that_question() -> None:
     assert isinstance(report, frames.Rejected)
     assert (report.number, report.code) == (7, "error")
     assert "a defect of ours" in report.message
+
+
+class Unspeakable:
+    idle = False
+    cancelled: list[int] = []  # noqa: RUF012
+
+    def step(self) -> list[frames.Answer]:
+        broken, good = Delta(text="\ud800"), Delta(text="good")
+        return [frames.Answer(1, broken), frames.Answer(2, good)]
+
+    def cancel(self, number: int) -> None:
+        self.cancelled.append(number)
+
+
+def test_an_answer_that_cannot_be_passed_on_ends_alone() -> None:
+    ours, theirs = socket.socketpair()
+    worker = Worker.__new__(Worker)
+    served = Unspeakable()
+    worker._served, worker._connection = served, theirs  # type: ignore[assignment]
+    with ours, theirs:
+        worker.step()
+        rejected, answered = frames.reports().feed(ours.recv(65_536))
+    assert isinstance(rejected, frames.Rejected)
+    assert rejected.number == 1
+    assert answered == frames.Answer(2, Delta(text="good"))
+    assert served.cancelled == [1]
+
+
+def test_a_reason_that_quotes_half_a_character_is_sent() -> None:
+    assert _rejection(1, RequestError("no \ud800")).message == "no ?"

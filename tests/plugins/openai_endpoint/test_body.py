@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from meshnode_openai_endpoint.body import completion
+from meshnode_openai_endpoint.body import completion, refuse_ignored
 
 from p2p_mesh.core.names import ModelId, RequestId
 from p2p_mesh.core.records import (
@@ -20,7 +20,7 @@ from p2p_mesh.errors import RequestError
 CHAT = ChatPrompt(messages=({"role": "user", "content": "hello"},))
 PLAIN = {
     "model": "served", "stream": True, "stream_options": {"include_usage": True},
-    "temperature": 1.0, "top_p": 1.0, "seed": 0,
+    "seed": 0,
 }  # fmt: skip
 
 
@@ -54,6 +54,14 @@ def test_sampling_that_differs_is_sent() -> None:
         "temperature": 0.5, "top_k": 1, "min_p": 0.0, "presence_penalty": 0.25, "seed": 7,
         "repeat_penalty": 1.5, "repetition_penalty": 1.5, "logit_bias": {"5": -100.0},
     }  # fmt: skip
+
+
+def test_sampling_that_the_client_left_out_is_the_servers_own() -> None:
+    assert not {"temperature", "top_p"} & body(sampling=Sampling(seed=5)).keys()
+    assert added(sampling=Sampling(temperature=0.0, top_p=0.5)) == {
+        "temperature": 0.0,
+        "top_p": 0.5,
+    }
 
 
 def test_limits() -> None:
@@ -112,3 +120,21 @@ def test_text_and_tokens() -> None:
 def test_foreign_answers_are_not_resumed() -> None:
     with pytest.raises(RequestError, match="cannot be continued"):
         body(resume=(Resume(text=5),))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "echo", "param"),
+    [(TextPrompt(text="a", suffix="b"), False, "suffix"), (TextPrompt(text="a"), True, "echo"),
+     (TokenPrompt(tokens=(1,)), True, "echo")],
+)  # fmt: skip
+def test_what_llama_server_ignores_is_refused(prompt: Any, echo: bool, param: str) -> None:
+    request = InferenceRequest(id=RequestId("r"), model=ModelId("m"), prompt=prompt, echo=echo)
+    with pytest.raises(RequestError, match=f"{param}: .*llama-server at http://f:1") as caught:
+        refuse_ignored(request, "http://f:1")
+    assert caught.value.param == param
+
+
+def test_what_llama_server_takes_is_not_refused() -> None:
+    for prompt in (CHAT, TextPrompt(text="a"), TokenPrompt(tokens=(1,))):
+        request = InferenceRequest(id=RequestId("r"), model=ModelId("m"), prompt=prompt)
+        refuse_ignored(request, "http://f:1")

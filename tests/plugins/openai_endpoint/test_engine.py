@@ -24,8 +24,10 @@ from p2p_mesh.core.records import (
     InferenceRequest,
     RerankQuery,
     Scores,
+    TextPrompt,
     TokenizeQuery,
     Tokens,
+    Tool,
     Usage,
 )
 from p2p_mesh.errors import (
@@ -56,13 +58,15 @@ from tests.plugins.openai_endpoint.foreign import (
 )
 
 CHAT = "/v1/chat/completions"
-LISTED = Listed("m", owned_by="meshnode")
 USED = Usage(prompt_tokens=3, completion_tokens=2)
 
 
 @asynccontextmanager
-async def opened(foreign: Foreign) -> AsyncIterator[tuple[EndpointEngine, Server]]:
-    async with open_server(ENDPOINT, foreign) as server, open_engine(server, LISTED) as engine:
+async def opened(
+    foreign: Foreign, owned_by: str = "meshnode"
+) -> AsyncIterator[tuple[EndpointEngine, Server]]:
+    listed = Listed("m", owned_by=owned_by)
+    async with open_server(ENDPOINT, foreign) as server, open_engine(server, listed) as engine:
         yield engine, server
 
 
@@ -211,13 +215,30 @@ async def test_queries() -> None:
         "/apply-template": {"prompt": "<user>hi"},
         "/tokenize": {"tokens": [1, 2]},
     })  # fmt: skip
-    async with opened(foreign) as (engine, _):
+    async with opened(foreign, "other") as (engine, _):
         query = RerankQuery(model=ModelId("m"), query="q", documents=("d",))
         assert await engine.query(query) == Scores(scores=(0.5,), prompt_tokens=0)
         prompt = ChatPrompt(messages=({"role": "user", "content": "hi"},))
         tokens = await engine.query(TokenizeQuery(model=ModelId("m"), prompt=prompt))
         assert tokens == Tokens(tokens=(1, 2))
     assert foreign.bodies("/tokenize")[0]["content"] == "<user>hi"
+
+
+async def test_llama_server_is_not_asked_for_what_it_ignores() -> None:
+    async with opened(Foreign(**{"/health": {}}), "llamacpp") as (engine, _):
+        with pytest.raises(RequestError, match="suffix: ") as caught:
+            await all_of(engine, chat(prompt=TextPrompt(text="a", suffix="b")))
+    assert caught.value.param == "suffix"
+
+
+@pytest.mark.parametrize("status", [200, 400])
+async def test_prompt_that_is_too_long_names_its_field(status: int) -> None:
+    error = {"message": "x", "type": "exceed_context_size_error"}
+    reply = [event(error=error)] if status == 200 else (status, {"error": error})
+    async with opened(Foreign(**{CHAT: reply})) as (engine, _):
+        with pytest.raises(ContextExceeded) as caught:
+            await all_of(engine)
+    assert caught.value.param == "messages"
 
 
 async def test_query_that_the_server_lacks_is_the_clients_to_mend() -> None:
@@ -259,3 +280,20 @@ async def test_answer_that_is_left_is_cancelled_at_the_server() -> None:
             assert (await anext(found)).text == "a"
         with trio.fail_after(5):
             await inference.cancelled.wait()
+
+
+ADD = Tool(name="add", parameters={"type": "object", "properties": {}})
+
+
+async def test_another_node_templates_a_chat_itself() -> None:
+    inference = ScriptedInference(replies={TokenizeQuery: Tokens(tokens=(1, 2))})
+    prompt = ChatPrompt(
+        messages=({"role": "user", "content": "hi"},), tools=(ADD,),
+        tool_choice="required", parallel_tool_calls=False, variables={"enable_thinking": False},
+    )  # fmt: skip
+    async with front(inference) as engine:
+        found = await engine.query(TokenizeQuery(model=ModelId("tiny"), prompt=prompt))
+    assert found == Tokens(tokens=(1, 2))
+    (query,) = inference.queries
+    assert isinstance(query, TokenizeQuery)
+    assert (query.model, query.prompt) == ("tiny", prompt)

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from meshnode_openai_endpoint.failure import failure, streamed
+from meshnode_openai_endpoint.failure import blaming, failure, streamed
 
 from p2p_mesh.errors import (
     ContextExceeded,
@@ -42,6 +42,7 @@ def test_request_that_is_wrong_is_said_in_the_servers_words(body: Any) -> None:
 def test_param_is_passed_on() -> None:
     assert failed(400, {"error": {"message": "x", "param": "n"}}).param == "n"
     assert failed(422, {"error": {"message": "x", "param": 5}}).param is None
+    assert failed(400, {"error": {"param": "n"}}).param == "n"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,17 @@ def test_prompt_that_is_too_long(error: dict[str, Any]) -> None:
     assert type(failed(400, {"error": error})) is ContextExceeded
 
 
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [("chat/completions", "messages"), ("completions", "prompt"), ("embeddings", "input"),
+     ("/tokenize", "input_tokens")],
+)  # fmt: skip
+def test_prompt_that_is_too_long_is_named_as_the_client_sent_it(path: str, param: str) -> None:
+    error = {"message": "x", "code": "context_length_exceeded", "param": "input_tokens"}
+    assert blaming(failed(400, {"error": error}), path).param == param
+    assert blaming(failed(400, {"error": {"message": "x", "param": "n"}}), path).param == "n"
+
+
 def test_key_is_named_and_never_shown() -> None:
     error = failed(401, {"error": {"message": "Incorrect API key: sk-secret"}})
     assert str(error) == (
@@ -65,6 +77,21 @@ def test_key_is_named_and_never_shown() -> None:
     missing = failed(403, b"", Endpoint("http://foreign"))
     assert "put it into MESHNODE_ENDPOINT_KEY" in str(missing)
     assert "sk-secret" not in str(failed(400, {"error": "not sk-secret"}))
+
+
+@pytest.mark.parametrize("key", ["Bearer sk-secret12", 'Token key="sk-secret12"', "sk-secret12"])
+def test_no_part_of_a_key_is_shown(key: str) -> None:
+    endpoint = Endpoint("http://foreign", key)
+    said = {"message": f"{'x' * 990}sk-secret12 is wrong", "param": f"{key}!"}
+    error = failed(400, {"error": said}, endpoint)
+    assert str(error) == f"{'x' * 990}*** is wro"
+    assert error.param is not None
+    assert "secret" not in str(error) + error.param
+
+
+def test_short_words_of_a_key_are_left_to_be_read() -> None:
+    error = failed(400, {"error": "Bearer is missing"}, Endpoint("http://foreign", "Bearer abc"))
+    assert str(error) == "Bearer is missing"
 
 
 def test_busy_server_says_when() -> None:

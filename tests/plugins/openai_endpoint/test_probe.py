@@ -41,9 +41,13 @@ async def found(model: Listed, **replies: Any) -> Found:
 
 def test_llama_server_tells_context_slots_and_senses() -> None:
     model = Listed("m", meta={"n_ctx": 512})
-    assert llama_server(model, PROPS, NOBODY) == Found(can("generate", "vision"), 4096, 4)
-    assert llama_server(model, None, NOBODY) == Found(can("generate"), 512, SLOTS)
-    assert llama_server(model, {"total_slots": -1}, can("embed")) == Found(can("embed"), 512)
+    assert llama_server(model, PROPS, NOBODY) == Found(
+        can("generate", "vision"), 4096, 4, "llama-server"
+    )
+    assert llama_server(model, None, NOBODY) == Found(can("generate"), 512, SLOTS, "llama-server")
+    assert llama_server(model, {"total_slots": -1}, can("embed")) == Found(
+        can("embed"), 512, kind="llama-server"
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,8 +76,8 @@ def test_lm_studio() -> None:
 
 def test_other_nodes_say_it_in_their_list() -> None:
     about = {"context": 64, "capabilities": ["embed", "forward", "magic"]}
-    assert meshnode(Listed("m", meshnode=about)) == Found(can("embed"), 64)
-    assert meshnode(Listed("m", meshnode="x")) == Found(can("generate"))
+    assert meshnode(Listed("m", meshnode=about)) == Found(can("embed"), 64, kind="meshnode")
+    assert meshnode(Listed("m", meshnode="x")) == Found(can("generate"), kind="meshnode")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,9 @@ def test_whether_a_model_sees_is_left_to_a_server_that_does_not_say(name: str) -
 
 async def test_llama_server_is_asked() -> None:
     model = Listed("m", owned_by="llamacpp")
-    assert await found(model, health={}, props=PROPS) == Found(can("generate", "vision"), 4096, 4)
+    assert await found(model, health={}, props=PROPS) == Found(
+        can("generate", "vision"), 4096, 4, "llama-server"
+    )
     embeds = await found(model, health={}, props=PROPS, v1__embeddings={"data": []})
     assert embeds.capabilities == can("embed")
     reranks = await found(model, health={}, v1__embeddings={"data": []}, v1__rerank={"results": []})

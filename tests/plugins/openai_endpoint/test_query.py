@@ -84,6 +84,17 @@ def test_chat_is_templated_first() -> None:
     assert (found.prompt, found.with_pieces) == (TextPrompt(text="<user>hi"), True)
 
 
+def test_chat_goes_to_another_node_as_it_is() -> None:
+    prompt = ChatPrompt(
+        messages=({"role": "user", "content": "hi"},), variables={"enable_thinking": False}
+    )
+    assert asked(TokenizeQuery(model=M, prompt=prompt), "s") == (
+        "/tokenize", {"model": "s", "messages": [{"role": "user", "content": "hi"}],
+                      "chat_template_kwargs": {"enable_thinking": False}, "add_special": True,
+                      "parse_special": True, "with_pieces": False},
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("query", "body"),
     [

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
+import httpx
 import pytest
 import trio
 from meshnode_openai_endpoint import meshnode_sources
 from meshnode_openai_endpoint.messages import Listed, Listing
 from meshnode_openai_endpoint.source import (
+    ITSELF,
     MODELS,
     POLL,
     EndpointSource,
     cut,
+    is_own,
     model_id,
     offered,
     pause,
@@ -26,8 +29,8 @@ from tests.plugins.openai_endpoint.foreign import ENDPOINT, REFUSED, Foreign
 class Watch:
     """What a source tells."""
 
-    def __init__(self, foreign: Foreign) -> None:
-        self.source = EndpointSource(ENDPOINT, foreign)
+    def __init__(self, foreign: Foreign, **how: Any) -> None:
+        self.source = EndpointSource(ENDPOINT, foreign, **how)
         self.offers: list[Sequence[Offer]] = []
         self.notes: list[str] = []
 
@@ -128,3 +131,54 @@ async def test_offer_opens_an_engine() -> None:
             assert "generate" in engine.describe().capabilities
         assert await engine.wait_ended() == "it was closed"
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("reply", [listing("m"), (401, {})])
+async def test_first_endpoint_speaks_first_however_slow_it_is(reply: Any) -> None:
+    gate = trio.Event()
+
+    class Slow(Foreign):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await gate.wait()
+            return await super().handle_async_request(request)
+
+    first = Watch(Slow(**{"/v1/models": reply}))
+    second = Watch(Foreign(), before=first.source)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(second.run)
+        nursery.start_soon(first.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert second.names == []
+        gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert second.names == [["m"]]
+        nursery.cancel_scope.cancel()
+
+
+async def test_node_itself_is_said_and_not_asked(autojump_clock: MockClock) -> None:
+    foreign = Foreign()
+    watch = Watch(foreign, is_self=True)
+    with trio.move_on_after(60):
+        await watch.run()
+    assert (watch.notes, watch.offers, foreign.requests) == ([ITSELF], [], [])
+    assert watch.source.spoken.is_set()
+
+
+def test_node_knows_its_own_url() -> None:
+    own = ("http://localhost:9337", "http://127.0.0.1:9337/v1", "http://[::1]:9337")
+    others = ("http://localhost:19337", "http://elsewhere:9337", "http://localhost")
+    assert [is_own(url, 9337) for url in own + others] == [True] * 3 + [False] * 3
+    sources = meshnode_sources(Settings(endpoint=("http://localhost:9337", "http://b"), port=9337))
+    assert [one._is_self for one in sources] == [True, False]  # type: ignore[attr-defined]
+    assert [one._before for one in sources] == [None, sources[0]]  # type: ignore[attr-defined]
+
+
+async def test_long_list_is_said_before_it_is_offered() -> None:
+    told: list[str] = []
+    names = [f"m{number}" for number in range(MODELS + 1)]
+    source = EndpointSource(ENDPOINT, Foreign(**{"/v1/models": listing(*names)}))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source.watch, lambda _: told.append("offer"), told.append)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert told == ["it lists 129 models; the first 128 are offered", "offer"]

@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-NAME = r"[A-Za-z0-9_.:-]{1,128}"
-"""What a tool may be called."""
+NAME = r"[A-Za-z0-9_.:/-]{1,128}"
+"""What a tool may be called: as the HTTP API has it, with the letters of MCP's tools."""
 NAME_PATTERN = re.compile(NAME)
 
 
@@ -267,7 +267,7 @@ _KIMI = Calls(
     again=("<|tool_call_begin|>",),
     heads=(
         re.compile(
-            r"\s*<\|tool_call_begin\|>\s*(?:functions\.)?([A-Za-z0-9_.-]{1,128})(?::\d+)?"
+            rf"\s*<\|tool_call_begin\|>\s*(?:functions\.)?({NAME}?)(?::\d+)?"
             r"\s*<\|tool_call_argument_begin\|>\s*(?=\{)"
         ),
     ),

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from meshnode_llama_cpp.chat.closing import closed
 from meshnode_llama_cpp.chat.format import SPECIAL, Format, Tags
 from meshnode_llama_cpp.chat.values import is_text, properties
 from p2p_mesh.core.records import Tool
+from p2p_mesh.errors import RequestError
 
 Special = Callable[[str], int | None]
 """The control token that a text is; None for any other text."""
@@ -49,7 +51,9 @@ class Wanted:
 
 
 def grammar(form: Format, wanted: Wanted, special: Special) -> str | None:
-    """None where nothing is demanded that a grammar could hold an answer to."""
+    """None where nothing is demanded that a grammar could hold an answer to. Raises RequestError
+    for tools whose calls cannot be written.
+    """
     return _Grammar(form, wanted, special).text()
 
 
@@ -172,7 +176,7 @@ class _Grammar:
             self._rule(f"{name}[lazy]", f"/(?s:.*){_escaped(closes)}/")
             return name
         if is_text(schema):
-            texts = (json.dumps(text, ensure_ascii=False) for text in schema["enum"])
+            texts = (json.dumps(text, ensure_ascii=False) for text in _texts(tool, schema["enum"]))
             return f"({' | '.join(texts)}) {self._literal(closes)}"
         shared = {key: tool.parameters[key] for key in ("$defs", "definitions")
                   if key in tool.parameters}  # fmt: skip
@@ -205,6 +209,17 @@ def _first(text: str, marks: Iterable[str]) -> str | None:
     return next((mark for mark in marks if text.startswith(mark)), None)
 
 
+def _texts(tool: Tool, values: Any) -> list[str]:
+    """What a text may be, of all that an enum names. Raises RequestError where that is none."""
+    found = [one for one in values if isinstance(one, str)] if isinstance(values, list) else []
+    if not found:
+        raise RequestError(
+            f"the parameters of {tool.name} have a string whose enum is no list of strings",
+            param="tools",
+        )
+    return found
+
+
 def _arguments(tool: Tool) -> str:
     empty = {"type": "object", "properties": {}, "additionalProperties": False}
     return _json({"type": "object"} | tool.parameters if tool.parameters else empty)
@@ -215,7 +230,7 @@ def _json(schema: Any) -> str:
     if schema is True:
         schema = {}
     if isinstance(schema, dict):
-        schema = {**schema, _GUIDANCE: _BOUNDED}
+        schema = {**closed(schema), _GUIDANCE: _BOUNDED}
     return f"%json {json.dumps(schema)}"
 
 

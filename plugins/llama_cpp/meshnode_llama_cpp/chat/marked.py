@@ -25,7 +25,7 @@ from meshnode_llama_cpp.chat.format import NAME, NAME_PATTERN, Format
 from meshnode_llama_cpp.chat.machine import MAX_CALLS, Machine
 from meshnode_llama_cpp.chat.scan import Json, markers
 from meshnode_llama_cpp.chat.tagged import Tagged
-from meshnode_llama_cpp.chat.values import properties
+from meshnode_llama_cpp.chat.values import properties, refuse
 from p2p_mesh.core.records import Tool
 
 _HEAD = 512
@@ -293,9 +293,8 @@ class Marked(Machine):
 
 def _called(text: str) -> tuple[str, str] | None:
     """Name and arguments of a call that is a whole object; None if it is none."""
-    try:
-        value: Any = json.loads(text)
-    except (ValueError, RecursionError):
+    value = _loaded(text)
+    if not isinstance(value, dict):
         return None
     value = value.get("function", value) if isinstance(value.get("function"), dict) else value
     names = [value[key] for key in ("name", "tool_name", "function") if key in value]
@@ -309,8 +308,22 @@ def _called(text: str) -> tuple[str, str] | None:
 def _spelled(arguments: Any) -> str | None:
     """Arguments are an object, or the text of one."""
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return None
-    return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else None
+        arguments = _loaded(arguments)
+    if not isinstance(arguments, dict):
+        return None
+    try:
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can escape
+        return json.dumps(arguments)
+    except ValueError:  # a number beyond all bounds
+        return None
+    return text
+
+
+def _loaded(text: str) -> Any:
+    """None for what is no JSON."""
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return None

@@ -10,12 +10,14 @@ from typing import Any
 from p2p_mesh.errors import RequestError
 
 MAX_MEDIA = 32
+"""Of one prompt."""
 MAX_BYTES = 20 * 2**20
 """Of one image or sound,"""
 MAX_TOTAL = 40 * 2**20
 """and of all of them; as base64, that still goes into a frame."""
 
-_DATA_URL = re.compile(r"data:image/[\w.+-]{1,64};base64,", re.ASCII | re.IGNORECASE)
+DATA_URL = re.compile(r"data:image/[\w.+-]{1,64};base64,", re.ASCII | re.IGNORECASE)
+"""As the HTTP API has it."""
 _SOUNDS = ("wav", "mp3")
 
 
@@ -31,7 +33,7 @@ class Media:
         self._check_taken("images")
         given = part.get("image_url")
         url = given.get("url") if isinstance(given, dict) else given
-        head = _DATA_URL.match(url) if isinstance(url, str) else None
+        head = DATA_URL.match(url) if isinstance(url, str) else None
         if head is None:
             raise _refused("an image_url must be a data URL: data:image/png;base64,...")
         assert isinstance(url, str)

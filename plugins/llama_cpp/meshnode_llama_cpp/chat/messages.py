@@ -15,6 +15,7 @@ from typing import Any
 from meshnode_llama_cpp.chat.format import NAME_PATTERN, Calls, spell
 from meshnode_llama_cpp.chat.habits import SHORT_ID, Habits
 from meshnode_llama_cpp.chat.media import Media
+from meshnode_llama_cpp.chat.tools import check_json
 from p2p_mesh.errors import RequestError
 
 Message = dict[str, Any]
@@ -110,9 +111,9 @@ def _part(part: Any, media: Media) -> str:
             if not isinstance(text, str):
                 raise _refused(f"a {kind} part needs a {kind}")
             return text
-    raise _refused(
-        f"a part of a message is text, image_url or input_audio, not {part.get('type')!r}"
-    )
+    given = part.get("type")
+    named = repr(given[:64]) if isinstance(given, str) else type(given).__name__
+    raise _refused(f"a part of a message is text, image_url or input_audio, not {named}")
 
 
 def _calls(calls: Any, habits: Habits) -> list[Message]:
@@ -130,7 +131,7 @@ def _call(call: Any, habits: Habits) -> Message:
         raise _refused(f"{name[:128]!r} is no name of a function")
     arguments = _arguments(function.get("arguments") or "{}", name)
     given = arguments if habits.objects else json.dumps(arguments, ensure_ascii=False)
-    call_id = _short(call.get("id")) if habits.short_ids else str(call.get("id", ""))
+    call_id = _short(call.get("id")) if habits.short_ids else _text(call.get("id"))
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": given}}
 
 
@@ -141,12 +142,17 @@ def _arguments(given: Any, name: str) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise _refused(f"the arguments of a call of {name} are not the text of a JSON object")
+    check_json(value, "messages", f"the arguments of a call of {name}")
     return value
+
+
+def _text(given: Any) -> str:
+    return given if isinstance(given, str) else ""
 
 
 def _short(call_id: Any) -> str:
     """Nine letters and digits, the same ones for the same id."""
-    text = str(call_id)
+    text = _text(call_id)
     return text if SHORT_ID.fullmatch(text) else hashlib.sha256(text.encode()).hexdigest()[:9]
 
 

@@ -21,7 +21,7 @@ def check_tools(tools: Sequence[Tool]) -> None:
     for tool in tools:
         if not NAME_PATTERN.fullmatch(tool.name):
             raise RequestError(
-                f"a tool is called {tool.name!r}; names are letters, digits and any of _ . : -",
+                f"a tool is called {tool.name!r}; names are letters, digits and any of _ . : / -",
                 param="tools",
             )
         if names.count(tool.name) > 1:
@@ -33,16 +33,28 @@ def check_schema(schema: Any, param: str, what: str) -> None:
     """Raises RequestError for what is too large to be looked at further, or no object."""
     if not isinstance(schema, dict):
         raise RequestError(f"{what} must be a JSON schema, an object", param=param)
-    level: list[Any] = [schema]
+    size = check_json(schema, param, what)
+    if size > MAX_SIZE:
+        raise RequestError(f"{what} have {size} characters, at most {MAX_SIZE}", param=param)
+
+
+def check_json(value: Any, param: str, what: str) -> int:
+    """How many characters it has as JSON. Raises RequestError where it is none, since a peer can
+    send bytes and keys of any kind, and where it is nested too deeply to be looked at further.
+    """
+    level = _inner([value])
     for _ in range(MAX_DEPTH):
+        if not all(isinstance(key, str) for one in level if isinstance(one, dict) for key in one):
+            raise RequestError(f"{what} have a key that is no text", param=param)
         level = [inner for outer in level for inner in _inner(outer)]
         if not level:
             break
     else:
         raise RequestError(f"{what} are nested deeper than {MAX_DEPTH} levels", param=param)
-    size = len(json.dumps(schema))
-    if size > MAX_SIZE:
-        raise RequestError(f"{what} have {size} characters, at most {MAX_SIZE}", param=param)
+    try:
+        return len(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{what} are no JSON: {error}", param=param) from None
 
 
 def _inner(value: Any) -> list[Any]:

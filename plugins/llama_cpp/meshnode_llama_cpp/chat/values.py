@@ -47,7 +47,7 @@ def spelled(text: str, schema: Any) -> str:
         stripped = text.strip()
         stripped = _WORDS.get(stripped, stripped)
         try:
-            value = json.loads(stripped, parse_constant=_refuse)
+            value = json.loads(stripped, parse_constant=refuse)
         except (ValueError, RecursionError):
             return quoted(text)
         if _type(value) in wanted or (_type(value) == "integer" and "number" in wanted):
@@ -61,7 +61,8 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _refuse(word: str) -> None:
+def refuse(word: str) -> None:
+    """What Python's parser takes for a number, and JSON does not have. Raises ValueError."""
     raise ValueError(f"{word} is no JSON")
 
 

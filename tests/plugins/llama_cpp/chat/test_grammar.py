@@ -9,8 +9,13 @@ import llguidance
 import pytest
 from meshnode_llama_cpp.chat.format import Format, tell
 from meshnode_llama_cpp.chat.grammar import Wanted, grammar
+from meshnode_llama_cpp.chat.harmony import Harmony
+from meshnode_llama_cpp.chat.marked import Marked
+from meshnode_llama_cpp.chat.tools import check_tools
 
 from p2p_mesh.core.records import Tool
+from p2p_mesh.errors import RequestError
+from p2p_mesh.front.tools import function_name
 from tests.plugins.llama_cpp.chat.cases import PARIS, TEMPLATES, Case, parser, read
 
 SPECIALS = ("<s>", "</s>", "<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|constrain|>",
@@ -106,6 +111,37 @@ def test_a_demanded_call_is_taken_and_read(family: str) -> None:
     answer = read(parser(Case(family, "")), SPELLED[family])
     assert (answer.content, [name for name, _ in answer.calls]) == ("", ["weather"])
     assert json.loads(answer.calls[0][1]) == PARIS
+
+
+@pytest.mark.parametrize("family", SPELLED)
+def test_any_name_that_the_api_takes_is_written_and_read(family: str) -> None:
+    name = "mcp/a.b:c-d_9"
+    assert function_name(name, "name") == name
+    tool = Tool(name=name, parameters=STRICT)
+    check_tools((tool,))
+    spelled = SPELLED[family].replace("weather", name)
+    assert takes(tell(TEMPLATES[family]), Wanted(tools=(tool,), required=True), spelled)
+    form = tell(TEMPLATES[family])
+    reader = Harmony((tool,)) if family == "harmony" else Marked(form, (tool,))
+    assert read(reader, spelled).calls[0][0] == name
+
+
+@pytest.mark.parametrize("values", [5, [], [5, None], {"a": 1}, "text"])
+def test_an_enum_that_no_string_is_in_is_refused(values: Any) -> None:
+    parameters = {"properties": {"city": {"type": "string", "enum": values}}}
+    wanted = Wanted(tools=(Tool(name="weather", parameters=parameters),), required=True)
+    with pytest.raises(RequestError, match="the parameters of weather") as caught:
+        grammar(tell(TEMPLATES["qwen-xml"]), wanted, special)
+    assert caught.value.param == "tools"
+
+
+def test_an_enum_of_strings_and_others_takes_its_strings() -> None:
+    parameters = {"properties": {"city": {"type": "string", "enum": ["Paris", None, 5]}},
+                  "required": ["city"]}  # fmt: skip
+    wanted = Wanted(tools=(Tool(name="weather", parameters=parameters),), required=True)
+    form = tell(TEMPLATES["qwen-xml"])
+    assert takes(form, wanted, SPELLED["qwen-xml"])
+    assert not takes(form, wanted, SPELLED["qwen-xml"].replace("Paris", "5"))
 
 
 @pytest.mark.parametrize("family", SPELLED)
@@ -220,6 +256,13 @@ def test_spaces_between_tokens_are_few() -> None:
         assert takes(form, Wanted(schema=SCHEMA), text)
     for text in ('{  "a": 1}', '{\n\n"a": 1}', "{\n" + 30 * " " + '"a": 1}'):
         assert not takes(form, Wanted(schema=SCHEMA), text)
+
+
+def test_keys_that_nobody_named_are_not_made_up() -> None:
+    open_ = {key: value for key, value in SCHEMA.items() if key != "additionalProperties"}
+    assert not takes(tell("{{ messages }}"), Wanted(schema=open_), '{"a": 1, "b": 2}')
+    said = {**open_, "additionalProperties": True}
+    assert takes(tell("{{ messages }}"), Wanted(schema=said), '{"a": 1, "b": 2}')
 
 
 def test_a_client_does_not_say_how_json_is_written() -> None:

@@ -143,3 +143,21 @@ def test_space_without_end_is_no_call() -> None:
     text = "<tool_call>" + " " * 600
     for family in ("hermes", "glm", "mistral", "llama"):
         assert read(parser(Case(family, "")), *text).content == text
+
+
+def reversed_keys(arguments: str) -> str:
+    """A call whose arguments come before its name: read whole, when it is complete."""
+    return f'<tool_call>\n{{"arguments": {arguments}, "name": "weather"}}\n</tool_call>'
+
+
+def test_half_a_pair_of_surrogates_stays_an_escape() -> None:
+    answer = read(parser(Case("hermes", "")), reversed_keys('{"x": "\\ud800"}'))
+    assert answer.calls == [["weather", '{"x": "\\ud800"}']]
+    assert answer.calls[0][1].encode()
+
+
+def test_numbers_that_json_does_not_have_are_no_call() -> None:
+    for number in ("NaN", "Infinity", "1e999"):
+        text = reversed_keys(f'{{"x": {number}}}')
+        answer = read(parser(Case("hermes", "")), text)
+        assert (answer.calls, answer.content) == ([], text)

@@ -8,6 +8,7 @@ from meshnode_llama_cpp.chat import media as module
 from meshnode_llama_cpp.chat.media import Media
 
 from p2p_mesh.errors import RequestError
+from p2p_mesh.front import messages as front
 
 URL = "data:image/png;base64," + base64.b64encode(b"image").decode()
 
@@ -45,6 +46,10 @@ def test_media_of_another_form_are_refused(part: dict[str, Any], says: str) -> N
     with pytest.raises(RequestError, match=says) as caught:
         (media.image if part["type"] == "image_url" else media.sound)(part)
     assert caught.value.param == "messages"
+
+
+def test_a_data_url_is_what_the_api_takes_for_one() -> None:
+    assert module.DATA_URL == front.DATA_URL
 
 
 def test_without_a_projector_there_are_none() -> None:

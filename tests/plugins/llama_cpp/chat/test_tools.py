@@ -43,6 +43,21 @@ def test_a_schema_is_an_object() -> None:
     assert caught.value.param == "response_format"
 
 
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"const": b"bytes"}, "are no JSON: Object of type bytes"),
+        ({"a": [{b"key": 1}]}, "have a key that is no text"),
+        ({"properties": {("an", "array"): {}}}, "have a key that is no text"),
+        ({7: {}}, "have a key that is no text"),
+    ],
+)
+def test_what_only_msgpack_can_say_is_no_schema(schema: Any, says: str) -> None:
+    with pytest.raises(RequestError, match=says) as caught:
+        check_schema(schema, "tools", "the parameters")
+    assert caught.value.param == "tools"
+
+
 def test_a_tool_has_the_shape_that_templates_expect() -> None:
     assert shaped(Tool(name="add", description="Adds.")) == {
         "type": "function",
