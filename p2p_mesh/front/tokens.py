@@ -62,8 +62,19 @@ def _prompt(fields: Fields, body: dict[str, Any]) -> ChatPrompt | TextPrompt:
         param = given[1] if given else "content"
         raise RequestError(f"{param}: give one of {', '.join(_SOURCES)}", param=param)
     if given == ["messages"]:
-        return chat_prompt(fields, toolbox(fields))
+        return _without_media(chat_prompt(fields, toolbox(fields)))
     return TextPrompt(text=fields.require(given[0], text))
+
+
+def _without_media(prompt: ChatPrompt) -> ChatPrompt:
+    """Refuses images and sounds: what they become is no tokens of the vocabulary."""
+    for place, message in enumerate(prompt.messages):
+        parts = message["content"] if isinstance(message["content"], list) else ()
+        for number, part in enumerate(parts):
+            if part["type"] != "text":
+                name = f"messages[{place}].content[{number}]"
+                raise RequestError(f"{name} has no tokens; leave out {part['type']}", param=name)
+    return prompt
 
 
 def tokens_body(query: TokenizeQuery, reply: Reply) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Node:
         self.hosted: dict[str, Hosted] = {
             model.id: self._host(load(model, settings)) for model in models
         }
-        self._sourced = [self._source(one) for one in plugins.sources()]
+        self.sourced = [self._source(one) for one in plugins.sources()]
         self.answers = Answers(self.hosted, self.inventory, journal, time.time)
         self.network: Network | None = None
         self.members: Members | None = None
@@ -138,7 +138,7 @@ class Node:
                     for hosted in self.hosted.values():
                         nursery.start_soon(hosted.run)
                         nursery.start_soon(self._learn_digest, hosted)
-                    for sourced in self._sourced:
+                    for sourced in self.sourced:
                         nursery.start_soon(sourced.run)
                     await self._live(directory)
 
@@ -233,7 +233,7 @@ class Node:
         )
         self.belonging = belonging
         self.role = check(belonging.credential, belonging.mesh, time.time()).role
-        if self.role == "client" and (self.hosted or self._sourced):
+        if self.role == "client" and (self.hosted or self.sourced):
             self.journal.warning(
                 "client_role", "This node's invite lets it ask, not serve: the models here answer "
                 "this node alone",
@@ -323,7 +323,7 @@ class Node:
             await self._reach()
         self.answers.is_joining = False
         with trio.move_on_after(SOURCE_PATIENCE):
-            for sourced in self._sourced:
+            for sourced in self.sourced:
                 await sourced.heard.wait()
         for hosted in tuple(self.hosted.values()):
             await hosted.wait_settled()

@@ -32,7 +32,7 @@ def status(node: Node, now: float) -> dict[str, Any]:
         "uptime_s": round(now - node.started, 1),
         "models": [_model(one) for one in node.hosted.values()],
         "endpoints": [
-            {"name": one.name, "state": one.state, "reason": one.reason} for one in node._sourced
+            {"name": one.name, "state": one.state, "reason": one.reason} for one in node.sourced
         ],
         "peers": list(_peers(node)),
         "resources": msgspec.to_builtins(node.measured()),

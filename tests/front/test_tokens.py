@@ -63,6 +63,20 @@ def test_wrong_field_is_named(body: dict[str, Any], param: str) -> None:
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    ],
+)
+def test_media_have_no_tokens(part: dict[str, Any]) -> None:
+    content = [{"type": "text", "text": "what is it?"}, part]
+    with pytest.raises(RequestError, match="has no tokens") as caught:
+        tokenize(messages=[USER, {"role": "user", "content": content}])
+    assert caught.value.param == "messages[1].content[1]"
+
+
 @pytest.mark.parametrize(("models", "shown"), [([], "none yet"), ([TINY, ModelId("b")], "tiny, b")])
 def test_model_must_be_named_unless_there_is_one(models: list[ModelId], shown: str) -> None:
     for ask in (

@@ -141,7 +141,7 @@ class Elsewhere:
 async def test_offers_stand_beside_the_files(tmp_path: Path) -> None:
     mine = node(tmp_path, None, Elsewhere())
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(mine._sourced[0].run)
+        nursery.start_soon(mine.sourced[0].run)
         await trio.testing.wait_all_tasks_blocked()
         assert {name: one.state for name, one in mine.hosted.items()} == {
             "m": "loading", "far": "loading"

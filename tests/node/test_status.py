@@ -54,7 +54,7 @@ def test_peers_are_those_that_announce_and_those_that_are_connected(tmp_path: Pa
 
 def test_endpoints_are_shown_with_their_last_word(tmp_path: Path) -> None:
     mine = node(tmp_path, None, Scripted(Echo()))
-    (sourced,) = mine._sourced
+    (sourced,) = mine.sourced
     sourced.state, sourced.reason = "failed", "it wants a key"
     assert status(mine, 0.0)["endpoints"] == [
         {"name": "foreign:8080", "state": "failed", "reason": "it wants a key"}

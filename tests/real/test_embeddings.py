@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +56,8 @@ def model(minilm: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def embedder(model: Model) -> Iterator[Embedder]:
-    found = Embedder(model, context=512, threads=1)
-    yield found
-    found.close()
+def embedder(model: Model) -> Embedder:
+    return Embedder(model, context=512, threads=1)
 
 
 def embed(embedder: Embedder, *texts: str) -> NDArray[np.float32]:

@@ -165,7 +165,7 @@ async def test_the_speed_of_a_draft_is_taken(tiny: ModelFile) -> None:
 
 async def test_a_draft_of_another_vocabulary_is_refused(tiny: ModelFile, tmp_path: Path) -> None:
     other = write_model(tmp_path / "other.gguf", shape=Shape(vocabulary=1024))
-    with pytest.raises(ModelError, match="other vocabulary|another vocabulary"):
+    with pytest.raises(ModelError, match="another vocabulary"):
         async with start(tiny, draft=other):
             raise AssertionError("it loaded")
 

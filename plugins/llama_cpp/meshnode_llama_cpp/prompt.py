@@ -127,7 +127,10 @@ class Prompts:
         """Raises RequestError, also for a text of many more tokens than a prompt can have."""
         match query.prompt:
             case ChatPrompt() as chat:
-                text, param = self._write(chat, query.asked_at).text, "messages"
+                told = self._write(chat, query.asked_at)
+                if told.media:
+                    raise RequestError("images and sounds are not counted here", param="messages")
+                text, param = told.text, "messages"
                 text = self._without_ends(text) if query.add_special else text
             case TextPrompt(text=text):
                 param = "prompt"

@@ -8,10 +8,8 @@ from __future__ import annotations
 from itertools import count
 
 from meshnode_llama_cpp.context import Context
+from meshnode_llama_cpp.memory import SNAPSHOTS
 from meshnode_llama_cpp.prefixes import Held, Seat, Snapshots, seat
-
-SNAPSHOTS = 256 * 2**20
-"""Bytes of states that are kept of a model whose memory cannot be cut back."""
 
 
 class Sitter:
