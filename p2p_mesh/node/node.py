@@ -8,6 +8,7 @@ ready           once each named model is ready or given up, and the mesh reached
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import secrets
@@ -334,6 +335,9 @@ class Node:
             p2p_addrs=list(self._seeds(network)), mesh_id=self.belonging.id, invite=invite,
             models=[one.id for one in self.hosted.values() if one.state == "ready"],
         )  # fmt: skip
+        # What was made until now stays. To look all of it through again takes the collector a
+        # tenth of a second, and every answer would wait for that.
+        gc.freeze()
 
     def _hear(self) -> None:
         """A peer came, or announced something new."""

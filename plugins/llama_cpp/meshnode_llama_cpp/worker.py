@@ -13,6 +13,7 @@ Theory of operation:
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import resource
@@ -53,6 +54,7 @@ def main(descriptor: int) -> None:
     except MeshError as error:
         connection.sendall(frames.encode(frames.Failed(str(error))))
         return
+    gc.freeze()  # what was made until now stays: the collector need not look it through again
     while True:
         begun = time.perf_counter()
         for command in inbox.batch(wait=worker.idle):
