@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from meshnode_llama_cpp import seats
 from meshnode_llama_cpp.memory import ENCODINGS, SNAPSHOTS, gpu_layers, need
 from msgspec.structs import replace
 
@@ -101,7 +100,7 @@ def test_snapshots_are_for_memory_that_cannot_go_back() -> None:
 
 
 def test_as_much_is_counted_as_the_engine_keeps() -> None:
-    assert (SNAPSHOTS, ENCODINGS) == (seats.SNAPSHOTS, 128 * MIB)
+    assert (SNAPSHOTS, ENCODINGS) == (256 * MIB, 128 * MIB)
 
 
 def test_sliding_layers_keep_their_window_unless_answers_must_be_exact() -> None:
