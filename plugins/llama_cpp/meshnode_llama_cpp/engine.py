@@ -56,7 +56,12 @@ def environment(ours: Mapping[str, str], path: list[str]) -> dict[str, str]:
     }
     python_path = os.pathsep.join(entry for entry in path if entry)
     # A failed assertion of ggml would start a debugger for a backtrace, which takes seconds.
-    return kept | {"PYTHONPATH": python_path, "GGML_NO_BACKTRACE": "1"}
+    # Grammars are compiled in threads, and glibc would keep memory for each thread there was.
+    return kept | {
+        "PYTHONPATH": python_path,
+        "GGML_NO_BACKTRACE": "1",
+        "MALLOC_ARENA_MAX": "1",
+    }
 
 
 class Words:

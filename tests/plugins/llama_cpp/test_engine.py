@@ -27,6 +27,7 @@ def test_an_engine_knows_no_secret() -> None:
         "HOME": "/root",
         "CUDA_VISIBLE_DEVICES": "0",
         "GGML_NO_BACKTRACE": "1",
+        "MALLOC_ARENA_MAX": "1",
         "PYTHONPATH": "/site",
     }
 
