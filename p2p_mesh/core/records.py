@@ -286,6 +286,35 @@ class ServedModel(Record, frozen=True, kw_only=True):
     capabilities: Annotated[tuple[ShortText, ...], Meta(max_length=32)] = ("generate",)
     resumable: bool = True
     numerics: ShortText = ""
+    speed: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    """Tokens a second of one answer, as measured here; 0: not yet."""
+
+
+class Held(Record, frozen=True, kw_only=True):
+    """A model file that a node has on its disk, and could serve."""
+
+    id: Annotated[ModelId, Meta(min_length=1, max_length=256)]
+    digest: Annotated[Digest, Meta(pattern=r"\A[0-9a-f]{64}\Z")] | None = None
+    size_bytes: Count = 0
+
+
+class ModelLoad(Record, frozen=True, kw_only=True):
+    """How busy a node is with a model now. Never gossiped: it rides on the end of each answer and
+    on pongs (specs/health/README.md). Times in seconds.
+    """
+
+    model: Annotated[ModelId, Meta(min_length=1, max_length=256)]
+    slots: Count
+    active: Count = 0
+    """Requests that have a slot,"""
+    queued: Count = 0
+    """and those that wait for one."""
+    prefill: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    """Tokens of prompts that are read in a second; 0: not known."""
+    first: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    """What the last answers took from their slot to their first token; 0: not known."""
+    whole: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    """How long the last answers held their slot; 0: not known."""
 
 
 class Announcement(Record, frozen=True, kw_only=True):
@@ -297,7 +326,9 @@ class Announcement(Record, frozen=True, kw_only=True):
     lifetime: Annotated[float, Meta(gt=0, le=600)]
     name: ShortText
     version: ShortText
+    role: Role = "member"
     resources: Resources
     models: Annotated[tuple[ServedModel, ...], Meta(max_length=256)] = ()
+    held: Annotated[tuple[Held, ...], Meta(max_length=256)] = ()
     addresses: Annotated[tuple[ShortText, ...], Meta(max_length=32)] = ()
     """Multiaddrs without the peer id."""

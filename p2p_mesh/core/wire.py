@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply, ShortText
+from p2p_mesh.core.records import Delta, InferenceRequest, ModelLoad, Query, Reply, ShortText
 from p2p_mesh.errors import MeshError, RemoteError, from_code
 
 MIB = 1 << 20
@@ -23,6 +23,8 @@ INFERENCE_LIMIT = 9 * MIB
 """A body of 8 MiB, as the front takes it, and what msgpack and the request add."""
 
 _VARINT_BYTES = 5  # a length below 2**35, far above every limit
+
+Loads = Annotated[tuple[ModelLoad, ...], Meta(max_length=256)]
 
 T = TypeVar("T")
 
@@ -54,8 +56,11 @@ class ErrorMessage(Message, frozen=True, kw_only=True, tag="error"):
         )
 
 
-class End(Message, frozen=True, tag="end"):
+class End(Message, frozen=True, kw_only=True, tag="end"):
     """Nothing follows. The end of a stream without it is a failure."""
+
+    load: Loads = ()
+    """How busy the node is; on inference streams."""
 
 
 @lru_cache(maxsize=64)
