@@ -47,8 +47,8 @@ CONTEXT, SLOTS = 1024, 16
 LONG_CONTEXT, LONG_SLOTS = 8192, 2
 PROMPT, ANSWER = 64, 96
 """Tokens of a short request."""
-LONG, BESIDE, USUAL = 4000, 4000, 48
-"""Tokens: of a prompt, of a stream that is written meanwhile, of it before the prompt comes."""
+LONG, BESIDE, USUAL = 4000, 8000, 48
+"""Tokens: of a prompt, of a stream that is written meanwhile, of it before and after the prompt."""
 LOADING = 120.0
 """Seconds that a node has to be ready."""
 
@@ -68,7 +68,7 @@ class Plan:
     tries: int = 3
 
 
-FULL = Plan(greedy={1: 12, 4: 7, 16: 5}, sampled={1: 3, 16: 2}, turns=3, stalls=3, prefills=3)
+FULL = Plan(greedy={1: 12, 4: 7, 16: 5}, sampled={1: 3, 16: 2}, turns=3, stalls=1, prefills=3)
 QUICK = Plan(greedy={1: 2, 4: 2, 16: 1}, sampled={1: 1, 16: 1}, turns=1, stalls=1, prefills=1,
              tries=1)  # fmt: skip
 

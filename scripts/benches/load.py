@@ -216,7 +216,7 @@ class Stall:
     """What a long prompt did to a stream beside it."""
 
     ratio: float
-    """The longest gap between two of its events meanwhile, over the median one before."""
+    """The longest gap between two of its events meanwhile, over what is usual at that length."""
     filling: float
     """Seconds until the long prompt was answered."""
 
@@ -224,23 +224,38 @@ class Stall:
 async def stall(
     server: Server, beside: Mapping[str, Any], long: Mapping[str, Any], usual: int
 ) -> Stall:
-    """`long` is asked once `usual` events of the stream have come."""
+    """`long` is asked once `usual` events of the stream have come, and so many are waited for when
+    it was answered: a stream's own step takes longer as it grows.
+    """
     with trio.fail_after(PATIENCE):
-        async with asked(server, _COMPLETIONS, beside) as stream, trio.open_nursery() as nursery:
-            while len(stream.times) < usual:
-                await stream.more()
-            nursery.start_soon(stream.all)
-            before, start = list(stream.times), trio.current_time()
-            (answer,) = await complete(server, [long])
-            nursery.cancel_scope.cancel()
-    end = start + answer.first
-    during = [at for at in stream.times[len(before) :] if at < end]
-    longest = max(_gaps([before[-1], *during, end]))
-    return Stall(longest / statistics.median(_gaps(before)), answer.first)
+        async with asked(server, _COMPLETIONS, beside) as stream:
+            await _grown(stream, usual)
+            first, start = len(stream.times), trio.current_time()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.all)
+                (answer,) = await complete(server, [long])
+                nursery.cancel_scope.cancel()
+            end = start + answer.first
+            last = sum(at < end for at in stream.times)
+            await _grown(stream, last + 1 + usual)
+    return Stall(longest_gap(stream.times[: last + 1 + usual], first, last), answer.first)
 
 
-def _gaps(times: Sequence[float]) -> list[float]:
-    return [later - earlier for earlier, later in pairwise(times)]
+async def _grown(stream: Answer, events: int) -> None:
+    while len(stream.times) < events:
+        if not await stream.more():
+            raise RuntimeError(f"a stream ended after {len(stream.times)} of {events} events")
+
+
+def longest_gap(times: Sequence[float], first: int, last: int) -> float:
+    """The longest of the gaps that end with the events `first` to `last`, each over what is usual
+    there: on a line from the median of those before to the median of those after.
+    """
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    before = statistics.median(gaps[: first - 1])
+    slope = (statistics.median(gaps[last:]) - before) / max(last - first, 1)
+    during = enumerate(gaps[first - 1 : last])
+    return max(gap / (before + slope * at) for at, gap in during)
 
 
 async def second_turn(server: Server, random: Random) -> float:

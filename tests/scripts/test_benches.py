@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -169,3 +170,9 @@ async def test_repeats_end_when_their_time_is_used_up() -> None:
     await turns.pairs("letters", both, 1, run)
     assert len(seeds) == 2
     assert seeds[0] == seeds[1]
+
+
+def test_a_gap_is_measured_by_what_is_usual_at_that_length() -> None:
+    gaps = [*[10.0] * 4, 20.0, 30.0, 25.0, *[30.0] * 4]  # 5th to 7th while the prompt was read
+    times = list(accumulate(gaps, initial=0.0))
+    assert load.longest_gap(times, 5, 7) == pytest.approx(2.0)

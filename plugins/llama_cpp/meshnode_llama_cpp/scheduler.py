@@ -6,7 +6,7 @@ Theory of operation:
    tokens that were guessed come after those.
 2. While answers are written, a long prompt gets as many rows as keep the step within STALL times a
    usual one. What that is, is measured as it goes (`Pace`): on a GPU hundreds, on a small CPU one
-   or two.
+   or two. A usual step takes longer as the answers grow, so that one in AGAIN is for them alone.
 3. A prompt that takes less than HICCUP to read is read at once, BURST rows a call, and so are all
    short ones where more of them wait than answers are written: whoever came in a crowd waits for
    the crowd, not for those who came before.
@@ -27,6 +27,8 @@ SHORT = 1024
 """Tokens of a prompt that is read out of turn when many wait."""
 BURST = 128
 """Rows in a call of those that are read at once."""
+AGAIN = 32
+"""Steps with rows of a long prompt, after which one without them shows what is usual now."""
 
 _GRID: tuple[int, ...] = tuple(
     sorted({*range(1, 9), *(1 << n for n in range(3, 15)), *(3 << n for n in range(2, 13))})
@@ -71,9 +73,12 @@ class Pace:
         self._others: dict[int, float] = {}
         self._beside = 0
         """The most other rows that were measured beside writing ones."""
+        self._since = 0
+        """Steps since one had none."""
 
     def observe(self, writing: int, others: int, seconds: float) -> None:
         """A step took that long."""
+        self._since = self._since + 1 if others else 0
         if not others:
             _blend(self._writing, writing, seconds)
             return
@@ -93,9 +98,11 @@ class Pace:
         return _between(known, others) if others else 0.0
 
     def beside(self, writing: int) -> int:
-        """Rows of prompts that keep the step within STALL. It grows by a step of the grid at a
-        time, so that a wrong estimate is never far wrong.
+        """Rows of prompts that keep the step within STALL; at times none. It grows by a step of
+        the grid at a time, so that a wrong estimate is never far wrong.
         """
+        if self._since >= AGAIN:
+            return 0
         usual = self.step(writing)
         if usual is None:
             return 1

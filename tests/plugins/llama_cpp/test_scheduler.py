@@ -1,6 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from meshnode_llama_cpp.scheduler import BURST, EXACT, STALL, Limits, Pace, Turn, compose
+from meshnode_llama_cpp.scheduler import AGAIN, BURST, EXACT, STALL, Limits, Pace, Turn, compose
 
 LIMITS = Limits()
 turns = st.builds(
@@ -96,9 +96,21 @@ def test_steps_stay_within_the_stall_once_they_are_known(
     pace.observe(writing, 0, step)
     for _ in range(60):
         rows = pace.beside(writing)
-        pace.observe(writing, rows, step + first + row * rows)
+        pace.observe(writing, rows, step + (first + row * rows if rows else 0.0))
     rows = pace.beside(writing)
-    assert rows == 1 or step + first + row * rows <= STALL * step * 1.02
+    assert rows <= 1 or step + first + row * rows <= STALL * step * 1.02
+
+
+def test_what_is_usual_is_learned_again_while_a_long_prompt_is_read() -> None:
+    pace, step = Pace(), 10.0
+    pace.observe(1, 0, step)
+    for _ in range(30 * AGAIN):
+        step *= 1.001
+        rows = pace.beside(1)
+        pace.observe(1, rows, step * (1 + 0.5 * rows))
+    usual = pace.step(1)
+    assert usual is not None
+    assert usual > 0.8 * step
 
 
 def test_a_hiccup_is_forgotten() -> None:
