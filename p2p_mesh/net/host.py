@@ -1,8 +1,9 @@
 """The libp2p host, hardened: what any peer sends, the host lives and serves the others.
 
 py-libp2p 0.8.1 has defects that its defaults expose. Each patch on a private name of it stands
-in this module (those on Pubsub in gossip.py), says which defect it answers, and has a test in
-tests/net/test_host.py. The version is pinned for their sake.
+in this module or in patches.py (those on Pubsub in gossip.py, what takes the place of Yamux in
+muxer.py), says which defect it answers, and has a test in tests/net. The version is pinned for
+their sake.
 """
 
 from __future__ import annotations
@@ -329,17 +330,9 @@ def _connections() -> Any:
         min_connections=0,
         inbound_upgrade_timeout=UPGRADE_TIMEOUT,
         outbound_upgrade_timeout=UPGRADE_TIMEOUT,
-        # Defect G: a peer that stopped, or whose network did, closes nothing.
-        enable_health_monitoring=True,
-        health_initial_delay=5.0,
-        health_warmup_window=0.0,
-        health_check_interval=5.0,
-        ping_timeout=5.0,
-        abort_connection_on_ping_failure=True,
-        # A slow link is no dead one: only a ping that never came back counts.
-        max_ping_latency=60_000.0,
-        min_health_threshold=0.0,
-        min_ping_success_rate=0.0,
+        # Its health monitor opens a stream for each ping, which is what an idle node would spend
+        # most of its time on. Whoever closes nothing (defect G) is seen by net/health.py.
+        enable_health_monitoring=False,
     )
 
 

@@ -1,4 +1,4 @@
-"""Questions to other nodes, and the answers to theirs.
+"""Questions to other nodes: the asking end. The other one is answering.py.
 
 Theory of operation:
 
@@ -11,7 +11,9 @@ Theory of operation:
    it does not come in time, the stream is reset. A `cancel` that crosses `end` is ignored.
 4. The server reads on while it answers: `cancel`, or the end of the stream, cancels the answer.
 5. A queued request is answered with silence, so the deadline is long; a peer that is gone is
-   seen by its connection.
+   seen by its connection, and one that hangs by whoever pings it: `fail` then ends all that is
+   under way with it, questions that are still being sent among it.
+6. Each `end` says how busy the node is.
 """
 
 from __future__ import annotations
@@ -19,16 +21,20 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
-from p2p_mesh.core.invite import Member
 from p2p_mesh.core.names import PeerId
-from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply
+from p2p_mesh.core.records import Delta, InferenceRequest, ModelLoad, Query, Reply
 from p2p_mesh.core.wire import (
     INFERENCE_LIMIT,
     Ask,
@@ -42,9 +48,7 @@ from p2p_mesh.core.wire import (
     encode,
 )
 from p2p_mesh.errors import MeshError, Overloaded, RemoteError, RequestError, Unavailable
-from p2p_mesh.journal import Journal
 from p2p_mesh.net import protocols as wires
-from p2p_mesh.net.groups import bare
 from p2p_mesh.net.protocols import Protocols, Stream
 
 MAX_REQUESTS = 64
@@ -57,32 +61,43 @@ CANCEL_DEADLINE = 5.0
 CREDIT = 16 << 20
 """Bytes of an answer that wait for an asker who does not take them."""
 
-_QUEUE = 1024
-_MOST_TOGETHER = 256
 
 PROTOCOL = wires.Protocol("inference", INFERENCE_LIMIT)
 
 _Answered = Grew | Found | End | ErrorMessage
 
 
-class Handlers(Protocol):
-    """Who answers what members ask; leaving an answer's context cancels it."""
-
-    def answer(
-        self, request: InferenceRequest, asker: Member
-    ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]: ...
-
-    async def look(self, query: Query, asker: Member) -> Reply: ...
-
-
 class Questions:
-    """The asking end: a pool of streams for each peer."""
+    """The asking end: a pool of streams for each peer. `alive` is told of each frame that comes,
+    `heard_load` of how busy a peer says it is.
+    """
 
-    def __init__(self, protocols: Protocols, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        protocols: Protocols,
+        nursery: trio.Nursery,
+        *,
+        alive: Callable[[PeerId], None],
+        heard_load: Callable[[PeerId, tuple[ModelLoad, ...]], None],
+    ) -> None:
+        self.alive = alive
+        self.heard_load = heard_load
         self._protocols = protocols
         self._nursery = nursery
         self._idle: dict[PeerId, list[_Line]] = {}
         self._open: Counter[PeerId] = Counter()
+        self._lines: dict[PeerId, set[_Line]] = {}
+        self._sending: dict[PeerId, set[_Sending]] = {}
+
+    def fail(self, peer: PeerId, error: MeshError) -> None:
+        """Ends at once, with this error, all that is under way with a peer. Its streams are of no
+        use any more: the next question opens one.
+        """
+        self._idle.pop(peer, None)
+        for sending in self._sending.get(peer, ()):
+            sending.fail(error)
+        for line in self._lines.get(peer, ()):
+            line.fail(error)
 
     def ask(
         self, peer: PeerId, request: InferenceRequest
@@ -108,13 +123,29 @@ class Questions:
     async def _asking(
         self, peer: PeerId, question: Ask | Look, kind: type[Grew | Found]
     ) -> AsyncIterator[AsyncIterator[Any]]:
-        body = _fitting(question, "the request")
-        line = await self._take(peer)
-        answer = await line.ask(body, kind)
+        body = fitting(question, "the request")
+        with self._failing(peer):
+            line = await self._take(peer)
+            answer = await line.ask(body, kind)
         try:
             yield answer
         finally:
             line.leave(answer)
+
+    @contextmanager
+    def _failing(self, peer: PeerId) -> Iterator[None]:
+        """Cuts its body short when `fail` says so."""
+        sending, beside = _Sending(), self._sending.setdefault(peer, set())
+        beside.add(sending)
+        try:
+            with sending.scope:
+                yield
+        finally:
+            beside.discard(sending)
+            if not beside:
+                self._sending.pop(peer, None)
+        if sending.error is not None and sending.scope.cancelled_caught:
+            raise sending.error
 
     async def _take(self, peer: PeerId) -> _Line:
         if idle := self._idle.get(peer):
@@ -125,9 +156,10 @@ class Questions:
         try:
             stream = await self._protocols.connect(peer, PROTOCOL)
         except BaseException:
-            self._open[peer] -= 1
+            self._close(peer)
             raise
         line = _Line(stream, self)
+        self._lines.setdefault(peer, set()).add(line)
         self.start(line.run)
         return line
 
@@ -147,9 +179,26 @@ class Questions:
             idle.remove(line)
         if not idle:
             self._idle.pop(line.peer, None)
-        self._open[line.peer] -= 1
-        if not self._open[line.peer]:
-            del self._open[line.peer]
+        self._lines[line.peer].discard(line)
+        self._close(line.peer)
+
+    def _close(self, peer: PeerId) -> None:
+        self._open[peer] -= 1
+        if not self._open[peer]:
+            del self._open[peer]
+            self._lines.pop(peer, None)
+
+
+@dataclass(slots=True, eq=False)
+class _Sending:
+    """A question on its way: no stream has it yet, or not whole."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    error: MeshError | None = None
+
+    def fail(self, error: MeshError) -> None:
+        self.error = error
+        self.scope.cancel()
 
 
 class _Line:
@@ -175,6 +224,17 @@ class _Line:
             raise
         return answer
 
+    def _expect(self) -> None:
+        """The peer has SILENCE from now, or a second less: not every frame moves a deadline."""
+        now = trio.current_time()
+        if self._reading.deadline < now + SILENCE - 1:
+            self._reading.deadline = now + SILENCE
+
+    def fail(self, error: MeshError) -> None:
+        if self._answer is not None:
+            self._answer.finish(error)
+        self._reading.cancel()
+
     def leave(self, answer: _Answer) -> None:
         """The asker is done. Returns at once; what is left to do, the reader does."""
         if self._answer is not answer or answer.is_left:
@@ -194,8 +254,7 @@ class _Line:
         error: MeshError = Unavailable(f"{self.peer} went silent")
         try:
             with self._reading:
-                while True:
-                    self._hear(await self._stream.receive())
+                await self._stream.listen(self._hear)
         except MeshError as failure:
             error = failure
         finally:
@@ -205,6 +264,7 @@ class _Line:
             await self._stream.reset()
 
     def _hear(self, frame: bytes) -> None:
+        self._pool.alive(self.peer)
         message: _Answered = decode(frame, _Answered)
         answer = self._answer
         if answer is None:
@@ -212,12 +272,14 @@ class _Line:
         if isinstance(message, End | ErrorMessage):
             self._answer = None
             self._reading.deadline = math.inf
+            if isinstance(message, End) and message.load:
+                self._pool.heard_load(self.peer, message.load)
             answer.finish(message.error() if isinstance(message, ErrorMessage) else None)
             self._pool.free(self)
         elif not isinstance(message, answer.kind):
             raise RemoteError(f"{self.peer} answers another question")
         elif not answer.is_left:
-            self._reading.deadline = trio.current_time() + SILENCE
+            self._expect()
             answer.grow(message, len(frame))
             if answer.held > CREDIT:
                 answer.finish(Unavailable("the answer grew faster than it was taken"))
@@ -269,7 +331,7 @@ class _Answer:
         return item
 
 
-def _fitting(message: object, what: str) -> bytes:
+def fitting(message: object, what: str) -> bytes:
     """The message as it travels. Raises RequestError where it is too large for that."""
     body = encode(message)
     if len(body) > INFERENCE_LIMIT:
@@ -277,102 +339,3 @@ def _fitting(message: object, what: str) -> bytes:
             f"{what} has {len(body)} bytes, and {INFERENCE_LIMIT} can travel; ask for less at once"
         )
     return body
-
-
-class Answers:
-    """The answering end."""
-
-    def __init__(self, protocols: Protocols, handlers: Handlers, journal: Journal) -> None:
-        self._handlers = handlers
-        self._journal = journal
-        self._busy: Counter[PeerId] = Counter()
-        protocols.serve(PROTOCOL, self._serve)
-
-    async def _serve(self, stream: Stream, member: Member) -> None:
-        session = _Session(stream, member)
-        with bare():
-            async with trio.open_nursery() as nursery:
-                with suppress(Unavailable):  # the asker closed the stream, or is gone
-                    await self._read(session, nursery)
-                nursery.cancel_scope.cancel()
-
-    async def _read(self, session: _Session, nursery: trio.Nursery) -> None:
-        while True:
-            message: Ask | Look | Cancel = await session.stream.hear(Ask | Look | Cancel)
-            if not isinstance(message, Cancel):
-                if session.scope is not None:
-                    raise RemoteError("a request before the last one ended")
-                session.scope = trio.CancelScope()
-                nursery.start_soon(self._run, session, message)
-            elif session.scope is not None:
-                session.scope.cancel()
-
-    async def _run(self, session: _Session, question: Ask | Look) -> None:
-        last: End | ErrorMessage = End()
-        assert session.scope is not None
-        with session.scope:
-            last = await self._attempt(session, question)
-        # Free before the asker can know it, since the next request comes right after `end`.
-        session.scope = None
-        with suppress(Unavailable):
-            await session.stream.tell(last)
-
-    async def _attempt(self, session: _Session, question: Ask | Look) -> End | ErrorMessage:
-        peer = session.member.peer
-        if self._busy[peer] >= MAX_REQUESTS:
-            return ErrorMessage.of(
-                Overloaded(f"{MAX_REQUESTS} requests of yours are under way", retry_after=1.0)
-            )
-        self._busy[peer] += 1
-        try:
-            if isinstance(question, Ask):
-                await self._send(session, question.request)
-            else:
-                await self._reply(session, question.query)
-        except MeshError as error:
-            return ErrorMessage.of(error)
-        except Exception as error:  # noqa: BLE001 - our own mistake must not end the host
-            self._journal.error("handler_failed", f"an answer failed: {error!r}", peer=peer)
-            return ErrorMessage.of(MeshError("an internal error"))
-        finally:
-            self._busy[peer] -= 1
-            if not self._busy[peer]:
-                del self._busy[peer]
-        return End()
-
-    async def _reply(self, session: _Session, query: Query) -> None:
-        reply = await self._handlers.look(query, session.member)
-        await session.stream.send(_fitting(Found(reply=reply), "the reply"))
-
-    async def _send(self, session: _Session, request: InferenceRequest) -> None:
-        answering = self._handlers.answer(request, session.member)
-        with bare():
-            async with answering as deltas, trio.open_nursery() as nursery:
-                ready = wires.Gathered[Delta](_QUEUE)
-                nursery.start_soon(ready.collect, deltas)
-                while batch := await ready.take(_MOST_TOGETHER):
-                    for body in _bodies(batch):
-                        await session.stream.send(body)
-
-
-@dataclass(slots=True)
-class _Session:
-    """A stream that a member opened, and the answer that is under way on it."""
-
-    stream: Stream
-    member: Member
-    scope: trio.CancelScope | None = None
-
-
-def _bodies(deltas: tuple[Delta, ...]) -> Iterator[bytes]:
-    """The deltas in as few messages as can travel. Raises RequestError where one cannot."""
-    if len(deltas) == 1:
-        yield _fitting(Grew(deltas=deltas), "a part of the answer")
-        return
-    body = encode(Grew(deltas=deltas))
-    if len(body) <= INFERENCE_LIMIT:
-        yield body
-        return
-    middle = len(deltas) // 2
-    yield from _bodies(deltas[:middle])
-    yield from _bodies(deltas[middle:])

@@ -1,4 +1,6 @@
-"""Process-wide patches on py-libp2p 0.8.1. Applied once, by host.py."""
+"""Process-wide patches on py-libp2p 0.8.1. Applied once, by host.py. What takes the place of its
+Yamux stands in muxer.py and channel.py.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,19 @@ from typing import Any
 import libp2p.network.connection.swarm_connection as swarm_connection
 import libp2p.pubsub.pubsub as pubsub
 import libp2p.pubsub.rpc_queue as rpc_queue
-import libp2p.stream_muxer.yamux.yamux as yamux
+import libp2p.stream_muxer.muxer_multistream as muxer_multistream
 import libp2p.transport.tcp.tcp as tcp
 
+from p2p_mesh.net.muxer import Muxer
+
 QUEUE = 1024
-_CREDIT = 64 << 10
-_WINDOW = 4 << 20
 
 
 @cache
 def apply() -> None:
     _silence()
-    yamux.YamuxStream._auto_tune_and_send_window_update = _grant
-    yamux.Yamux._write_frame = _write_frame
+    # Whatever class `muxer_opt` has for Yamux, this one is taken.
+    muxer_multistream.Yamux = Muxer
     tcp._set_reuse_flags = _reuse_address
     _widen_queues()
 
@@ -37,27 +39,6 @@ def _silence() -> None:
     logger.propagate = False
     logger.setLevel(logging.CRITICAL)
     swarm_connection.logging = logging.getLogger("libp2p.network.connection")
-
-
-async def _grant(self: Any, *, bytes_read: int = 0) -> None:
-    """Returns the credit for what was read in batches: each small read would otherwise send,
-    encrypted, a frame of its own. The window grows to 4 MiB at the first batch.
-    """
-    self._pending_recv_release += bytes_read
-    if self._pending_recv_release < _CREDIT:
-        return
-    credit, self._pending_recv_release = self._pending_recv_release, 0
-    if self.target_recv_window < _WINDOW:
-        credit += _WINDOW - self.target_recv_window
-        self.target_recv_window = _WINDOW
-    self.recv_window += credit
-    await self.send_window_update(credit)
-
-
-async def _write_frame(self: Any, data: bytes) -> None:
-    """As the original, without the log line that it formats for every frame."""
-    async with self._write_lock:
-        await self.secured_conn.write(data)
 
 
 def _reuse_address(listener: Any) -> None:

@@ -26,6 +26,8 @@ from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.wire import End, ErrorMessage, Frames, decode, encode, framed
 from p2p_mesh.errors import MeshError, RemoteError, Unavailable
 from p2p_mesh.journal import Journal
+from p2p_mesh.net.bursts import Bursts
+from p2p_mesh.net.channel import Channel
 from p2p_mesh.net.groups import bare
 from p2p_mesh.net.host import Host, name_of
 from p2p_mesh.net.offences import Offences
@@ -56,30 +58,34 @@ class Stream:
     def __init__(self, raw: Any, peer: PeerId, limit: int) -> None:
         self.peer = peer
         self._raw = raw
+        # What libp2p has around it takes a lock, and so a turn of the loop, for each call.
+        self._channel: Channel = raw.muxed_stream
         self._frames = Frames(limit)
         self._writing = trio.Lock()
         self._over = False
 
     async def send(self, frame: bytes) -> None:
         """Sends the body of one frame. Raises Unavailable."""
-        data = framed(frame)
+        if self.send_nowait(frame):
+            return
         try:
             with trio.fail_after(SEND_TIMEOUT):
-                await self._write(data)
+                await self._write(framed(frame))
         except trio.TooSlowError as error:
             raise Unavailable(f"{self.peer} took nothing for {SEND_TIMEOUT:g} s") from error
         except _BROKEN as error:
             raise Unavailable(f"the stream to {self.peer} broke") from error
 
+    def send_nowait(self, frame: bytes) -> bool:
+        """Sends it if that needs no waiting, and else nothing of it. Raises Unavailable."""
+        try:
+            return not self._writing.locked() and self._channel.write_nowait(framed(frame))
+        except _BROKEN as error:
+            raise Unavailable(f"the stream to {self.peer} broke") from error
+
     async def _write(self, data: bytes) -> None:
-        try:
-            self._writing.acquire_nowait()  # `acquire` would always take a turn of the loop
-        except trio.WouldBlock:
-            await self._writing.acquire()
-        try:
-            await self._raw.write(data)
-        finally:
-            self._writing.release()
+        async with self._writing:
+            await self._channel.write(data)
 
     async def receive(self) -> bytes:
         """The next frame. Raises Unavailable where the stream ended, RemoteError where what
@@ -89,14 +95,26 @@ class Stream:
             self._frames.feed(await self._read())
         return body
 
-    async def _read(self) -> bytes:
+    async def listen(self, hear: Callable[[bytes], None]) -> None:
+        """Gives every frame to `hear`, within the turn of the loop in which it came. Ends with what
+        `receive` would raise, or with what `hear` raises.
+        """
+
+        def feed(data: bytes) -> None:
+            self._frames.feed(data)
+            for body in self._frames:
+                hear(body)
+
         try:
-            data: bytes = await self._raw.read()
+            await self._channel.pour(feed)
         except _BROKEN as error:
             raise self._ended() from error
-        if not data:
-            raise self._ended()
-        return data
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._channel.read()
+        except _BROKEN as error:
+            raise self._ended() from error
 
     def _ended(self) -> MeshError:
         if self._frames.is_between:
@@ -184,12 +202,16 @@ async def drained(stream: Stream, credit: int = CREDIT) -> AsyncIterator[Drained
 
 class Gathered(Generic[T]):
     """Items that wait for a stream, to travel together. A memory channel would do, and would cost
-    two turns of the loop for each of them.
+    two turns of the loop for each of them. One that comes alone, while nothing waits, is offered to
+    `now`, which may send it at once.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, now: Callable[[T], bool] = lambda item: False) -> None:
         self._most = most
+        self._now = now
+        self._bursts = Bursts()
         self._items: deque[T] = deque()
+        self._is_awaited = False
         self._is_over = False
         self._came = trio.Event()
         self._went = trio.Event()
@@ -197,6 +219,9 @@ class Gathered(Generic[T]):
     async def collect(self, items: AsyncIterator[T]) -> None:
         """Takes the items as they come, and rests while `most` of them wait."""
         async for item in items:
+            is_alone = self._bursts.is_alone(trio.current_time())
+            if is_alone and self._is_awaited and not self._items and self._now(item):
+                continue
             self._items.append(item)
             self._came.set()
             if len(self._items) >= self._most:
@@ -209,7 +234,9 @@ class Gathered(Generic[T]):
         """What came since the last time; waits for one item at least. Nothing: it is over."""
         if not self._items and not self._is_over:
             self._came = trio.Event()
+            self._is_awaited = True
             await self._came.wait()
+            self._is_awaited = False
         batch = tuple(self._items.popleft() for _ in range(min(most, len(self._items))))
         self._went.set()
         return batch
@@ -255,7 +282,7 @@ class Protocols:
         try:
             await serve(stream, member)
         except RemoteError as error:
-            self._offences.note(member.peer, f"{protocol.name}: {error}")
+            self._offences.refuse(member.peer, protocol.name, error)
             await stream.complain(error)
         except MeshError as error:
             await stream.complain(error)

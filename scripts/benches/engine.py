@@ -76,9 +76,9 @@ QUICK = Plan(greedy={1: 2, 4: 2, 16: 1}, sampled={1: 1, 16: 1}, turns=1, stalls=
 async def measure(plan: Plan = FULL) -> list[Figure]:
     turns, cache = Turns(plan.tries), cache_dir() / "bench"
     program = await build(cache, turns.say)
-    model = _model(cache, turns.say)
+    model = random_model(cache, turns.say)
     with tempfile.TemporaryDirectory() as folder:
-        short = Sides(program, Path(folder), Terms(model, _threads(), CONTEXT, SLOTS))
+        short = Sides(program, Path(folder), Terms(model, threads(), CONTEXT, SLOTS))
         long = replace(short, terms=replace(short.terms, context=LONG_CONTEXT, slots=LONG_SLOTS))
         return [*await _speeds(turns, short, plan), *await _long(turns, long, plan)]
 
@@ -244,7 +244,7 @@ def _prefill_figures(found: Sequence[Pair[float]]) -> Iterator[Figure]:
     yield Figure("prefill_rate", usual, "tok/s")
 
 
-def _model(cache: Path, say: Callable[[str], None]) -> Path:
+def random_model(cache: Path, say: Callable[[str], None]) -> Path:
     """The random model of SHAPE; written where it is missing."""
     path = cache / f"random-{SHAPE.layers}x{SHAPE.width}x{SHAPE.feed}.gguf"
     say(f"{path.stem}: {_parameters(SHAPE) / 1e6:.0f} million parameters, Q8_0")
@@ -262,6 +262,6 @@ def _parameters(shape: Shape) -> int:
     return 2 * shape.vocabulary * shape.width + shape.layers * layer + shape.width
 
 
-def _threads() -> int:
+def threads() -> int:
     """One core is left to what is no computation."""
     return max(1, len(os.sched_getaffinity(0)) - 1)

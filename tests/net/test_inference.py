@@ -17,6 +17,7 @@ from p2p_mesh.core.records import (
     Delta,
     DetokenizeQuery,
     InferenceRequest,
+    ModelLoad,
     Query,
     Reply,
     Text,
@@ -32,7 +33,7 @@ from p2p_mesh.errors import (
     Unavailable,
     UnknownModel,
 )
-from p2p_mesh.net import inference
+from p2p_mesh.net import answering, inference
 from p2p_mesh.net.protocols import Stream
 from p2p_mesh.testing.members import Mesh, Node, echo, opened, request, text_of, until
 from p2p_mesh.testing.network import MemoryNetwork
@@ -206,6 +207,103 @@ async def test_dead_server_is_seen_at_once(autojump_clock: Clock) -> None:
         assert not asker.net._questions._open
 
 
+GONE = Unavailable("it hangs")
+
+
+async def test_failed_peer_ends_its_answers_at_once(autojump_clock: Clock) -> None:
+    async with pair(slow) as (asker, server), AsyncExitStack() as stack:
+        answers = [
+            await stack.enter_async_context(asker.net.ask(server.peer_id, request()))
+            for _ in range(3)
+        ]
+        for deltas in answers:
+            await anext(deltas)
+        start = trio.current_time()
+        asker.net._questions.fail(server.peer_id, GONE)
+        for deltas in answers:
+            with pytest.raises(Unavailable, match="it hangs"):
+                await anext(deltas)
+        assert trio.current_time() == start
+        await until(lambda: not asker.net._questions._open)
+        assert not asker.net._questions._lines
+        await until(lambda: len(server.stopped) == 3)
+
+
+async def test_failed_peer_is_asked_over_a_new_stream(autojump_clock: Clock) -> None:
+    async with pair() as (asker, server):
+        await text_of(asker, server.peer_id)
+        (line,) = asker.net._questions._lines[server.peer_id]
+        asker.net._questions.fail(server.peer_id, GONE)
+        assert await text_of(asker, server.peer_id) == "hello"
+        assert line not in asker.net._questions._lines[server.peer_id]
+
+
+async def test_failing_a_peer_of_no_questions_is_harmless(autojump_clock: Clock) -> None:
+    async with pair() as (asker, server):
+        asker.net._questions.fail(server.peer_id, GONE)
+        assert await text_of(asker, server.peer_id) == "hello"
+
+
+@pytest.mark.parametrize("prompt", ["small", "x" * (8 << 20)], ids=["opening", "sending"])
+async def test_failed_peer_ends_what_is_being_sent(prompt: str, autojump_clock: Clock) -> None:
+    wire, mesh = MemoryNetwork(), Mesh()
+    server, asker = mesh.node(), mesh.node()
+    machine = wire.transport()
+    async with (
+        opened(asker, transport=wire.transport()),
+        opened(server, transport=machine, seeds=asker.seeds()),
+    ):
+        await until(lambda: asker.came)
+        if prompt != "small":
+            await text_of(asker, server.peer_id)
+        wire.freeze(machine)
+        failed: list[MeshError] = []
+
+        async def ask() -> None:
+            try:
+                await text_of(asker, server.peer_id, prompt)
+            except MeshError as error:
+                failed.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.sleep(1)
+            assert not failed
+            asker.net._questions.fail(server.peer_id, GONE)
+            await until(lambda: failed == [GONE], seconds=0.1)
+        await until(lambda: not asker.net._questions._open)
+
+
+async def test_frames_show_that_a_peer_lives(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[PeerId] = []
+    async with pair() as (asker, server):
+        monkeypatch.setattr(asker.net._questions, "alive", seen.append)
+        await text_of(asker, server.peer_id)
+        assert set(seen) == {server.peer_id}
+
+
+LOAD = ModelLoad(model=ModelId("m"), slots=2, active=1, queued=3)
+
+
+async def test_end_says_how_busy_the_peer_is(autojump_clock: Clock) -> None:
+    async with pair() as (asker, server):
+        await text_of(asker, server.peer_id)
+        assert asker.heard_loads == []
+        server.loads = (LOAD,)
+        await text_of(asker, server.peer_id)
+        await asker.net.query(server.peer_id, QUERY)
+        assert asker.heard_loads == [(server.peer_id, (LOAD,))] * 2
+
+
+async def test_end_has_room_for_so_many_loads(autojump_clock: Clock) -> None:
+    async with pair() as (asker, server):
+        server.loads = (LOAD,) * 300
+        await text_of(asker, server.peer_id)
+        assert [len(loads) for _, loads in asker.heard_loads] == [256]
+
+
 async def test_dead_asker_frees_the_engine(autojump_clock: Clock) -> None:
     wire, mesh = MemoryNetwork(), Mesh()
     server, asker = mesh.node(generate=slow), mesh.node()
@@ -367,10 +465,17 @@ async def test_huge_query_is_refused_here(autojump_clock: Clock) -> None:
             await asker.net.query(server.peer_id, huge)
 
 
+def pool_of(later: list[Any]) -> Any:
+    """A pool that starts no tasks, but keeps them."""
+    return SimpleNamespace(
+        start=later.append, free=lambda line: None, alive=lambda peer: None, heard_load=None
+    )
+
+
 async def lying(wire: list[object], question: Any) -> list[Any]:
     """What an asker gets of a peer that says these messages."""
     stream: Any = Wire()
-    line = inference._Line(stream, SimpleNamespace(start=None, free=lambda line: None))  # type: ignore[arg-type]
+    line = inference._Line(stream, pool_of([]))
     answer = await line.ask(b"", question)
     for message in wire:
         line._hear(encode(message))
@@ -400,7 +505,7 @@ async def test_query_has_one_reply(
             await stream.tell(message)
         await trio.sleep(1)
 
-    monkeypatch.setattr(inference.Answers, "_serve", serve)
+    monkeypatch.setattr(answering.Answers, "_serve", serve)
     async with pair() as (asker, server):
         with pytest.raises(RemoteError, match=why):
             await asker.net.query(server.peer_id, QUERY)
@@ -467,8 +572,7 @@ async def test_late_cancel_does_not_hit_the_next_question() -> None:
     # The end of an answer and its asker's leaving may cross: the line then carries another one.
     wire: Any = Wire()
     later: list[Any] = []
-    pool: Any = SimpleNamespace(start=later.append, free=lambda line: None)
-    line = inference._Line(wire, pool)
+    line = inference._Line(wire, pool_of(later))
     first = await line.ask(b"first", Grew)
     line.leave(first)
     line._hear(encode(End()))

@@ -1,39 +1,17 @@
-"""The patches that are on classes of libp2p; what they are for is tested in test_host.py."""
+"""The patches that are process-wide; what they are for is tested in test_host.py too."""
 
 from __future__ import annotations
 
-import struct
-from typing import Any
-
-from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
+import libp2p.stream_muxer.muxer_multistream as muxer_multistream
 from libp2p.transport.tcp import tcp
 
 from p2p_mesh.net import patches
+from p2p_mesh.net.muxer import Muxer
 
 
-class Wire:
-    """A secured connection that keeps what is written."""
-
-    is_initiator = True
-
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
-
-    async def write(self, data: bytes) -> None:
-        self.written.append(data)
-
-
-async def test_credit_is_returned_in_batches() -> None:
+def test_connections_are_muxed_by_our_muxer() -> None:
     patches.apply()
-    wire = Wire()
-    stream: Any = YamuxStream(1, Yamux(wire, None), True)
-    for _ in range(63):
-        await stream._auto_tune_and_send_window_update(bytes_read=1024)
-    assert wire.written == []
-    await stream._auto_tune_and_send_window_update(bytes_read=1024)
-    (update,) = wire.written
-    # What was read, and what the window grew by.
-    assert struct.unpack(">BBHLL", update)[4] == (64 << 10) + (4 << 20) - (256 << 10)
+    assert muxer_multistream.Yamux is Muxer
 
 
 async def test_port_is_not_shared() -> None:

@@ -169,6 +169,39 @@ async def test_items_that_wait_are_taken_together(autojump_clock: Clock) -> None
     assert await gathered.take(3) == ()
 
 
+async def test_item_that_comes_alone_is_sent_at_once(autojump_clock: Clock) -> None:
+    sent: list[int] = []
+
+    def send(item: int) -> bool:
+        sent.append(item)
+        return item != 3  # then there is no room
+
+    async def apart() -> AsyncIterator[int]:
+        for number in range(5):
+            yield number
+            await trio.sleep(1)
+
+    gathered, came = Gathered[int](100, send), []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gathered.collect, apart())
+        while batch := await gathered.take(9):
+            came.append(batch)
+    # Of the first it is not known that it is alone.
+    assert sent == [1, 2, 3, 4]
+    assert came == [(0,), (3,)]
+
+
+async def test_item_does_not_overtake_those_that_wait(autojump_clock: Clock) -> None:
+    async def apart() -> AsyncIterator[int]:
+        for number in range(4):
+            yield number
+            await trio.sleep(1)
+
+    gathered = Gathered[int](100, lambda item: pytest.fail("overtook"))
+    await gathered.collect(apart())
+    assert await gathered.take(9) == (0, 1, 2, 3)
+
+
 async def test_items_rest_while_many_wait(autojump_clock: Clock) -> None:
     gathered, came = Gathered[int](most=2), []
     async with trio.open_nursery() as nursery:
