@@ -9,33 +9,26 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 from dataclasses import dataclass
 from typing import Annotated
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Meta
 
 from p2p_mesh.core.names import MeshId, PeerId, mesh_id, peer_id
 from p2p_mesh.core.records import Count, Record, Role, ShortText
-from p2p_mesh.core.wire import ADMISSION_LIMIT, decode, encode
+from p2p_mesh.core.revocation import NOTHING, Revoked
+from p2p_mesh.core.signature import Key, Signed, public_bytes, sign, verify
+from p2p_mesh.core.wire import decode, encode
 from p2p_mesh.errors import Refused, RemoteError, SettingsError
 
 TOKEN_PREFIX = "mn1_"
 MAX_TOKEN = 16_384
 MAX_SEEDS = 32
 
-Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
-Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
-
-
-class Signed(Record, frozen=True, kw_only=True):
-    """Bytes and a signature over `meshnode/<kind>/1`, a zero byte, and exactly those bytes.
-    They travel as bytes and are never encoded again.
-    """
-
-    payload: Annotated[bytes, Meta(max_length=ADMISSION_LIMIT)]
-    signature: Signature
+MAX_USES = 1024
+"""Peers that come in by one invite, where holders of the mesh key count them."""
 
 
 class Invite(Record, frozen=True, kw_only=True):
@@ -49,6 +42,15 @@ class Invite(Record, frozen=True, kw_only=True):
     """Unix seconds when memberships from it end; None: never."""
     seeds: Annotated[tuple[ShortText, ...], Meta(max_length=MAX_SEEDS)] = ()
     """Multiaddrs with peer id, where to knock first."""
+    uses: Annotated[int, Meta(ge=1, le=MAX_USES)] | None = None
+    """How many peers come in by it at most; None: any number."""
+    join_by: Count | None = None
+    """Unix seconds until when peers come in by it; None: for as long as it is good."""
+
+    @property
+    def is_redeemed(self) -> bool:
+        """Nobody can count or date offline, so a holder of the mesh key does both, and signs."""
+        return self.uses is not None or self.join_by is not None
 
 
 class Membership(Record, frozen=True, kw_only=True):
@@ -56,6 +58,8 @@ class Membership(Record, frozen=True, kw_only=True):
     """The public key of the node."""
     role: Role
     until: Count | None = None
+    invite: Key | None = None
+    """The key of the invite that it was redeemed by, where the mesh key signed it."""
 
 
 class Credential(Record, frozen=True, kw_only=True):
@@ -85,6 +89,10 @@ class Member:
     peer: PeerId
     role: Role
     until: int | None
+    invite: bytes | None = None
+    """The key of the invite that it came by; None: of none."""
+    redeemed: bool = False
+    """A holder of the mesh key let it in by that invite; else it had the token alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +108,9 @@ class Ticket:
         return mesh_id(self.invite.mesh)
 
 
-def public_bytes(key: Ed25519PrivateKey) -> bytes:
-    return key.public_key().public_bytes_raw()
-
-
-def sign(kind: str, payload: bytes, key: Ed25519PrivateKey) -> Signed:
-    return Signed(payload=payload, signature=key.sign(_covered(kind, payload)))
-
-
-def verify(kind: str, signed: Signed, key: bytes) -> bytes:
-    """The payload, if `key` signed it. Raises Refused."""
-    try:
-        Ed25519PublicKey.from_public_bytes(key).verify(
-            signed.signature, _covered(kind, signed.payload)
-        )
-    except (InvalidSignature, ValueError) as error:
-        raise Refused(f"the signature of the {kind} is not from the key it names") from error
-    return signed.payload
-
-
-def _covered(kind: str, payload: bytes) -> bytes:
-    return f"meshnode/{kind}/1".encode() + b"\0" + payload
+def invite_id(key: bytes) -> str:
+    """What people call an invite: 12 hexadecimal digits, from its public key."""
+    return hashlib.sha256(b"meshnode/invite/1\0" + key).hexdigest()[:12]
 
 
 def make_invite(
@@ -131,6 +121,8 @@ def make_invite(
     role: Role = "member",
     until: int | None = None,
     seeds: tuple[str, ...] = (),
+    uses: int | None = None,
+    join_by: int | None = None,
 ) -> str:
     """The token of a new invite; `seed` is 32 fresh random bytes, its private key."""
     invite = Invite(
@@ -140,6 +132,8 @@ def make_invite(
         role=role,
         until=until,
         seeds=seeds,
+        uses=uses,
+        join_by=join_by,
     )
     token = _Token(invite=sign("invite", encode(invite), mesh_key), seed=seed)
     return TOKEN_PREFIX + base64.urlsafe_b64encode(encode(token)).decode().rstrip("=")
@@ -177,28 +171,52 @@ def join(ticket: Ticket, peer: bytes) -> Credential:
     return Credential(membership=sign("membership", encode(membership), key), invite=ticket.signed)
 
 
+def redeemed(mesh_key: Ed25519PrivateKey, invite: Invite, peer: bytes) -> Credential:
+    """The membership that a holder of the mesh key gives for an invite that is redeemed."""
+    membership = Membership(peer=peer, role=invite.role, until=invite.until, invite=invite.key)
+    return Credential(membership=sign("membership", encode(membership), mesh_key))
+
+
 def found(mesh_key: Ed25519PrivateKey, peer: bytes) -> Credential:
     """The membership of a node that holds the mesh key."""
     membership = Membership(peer=peer, role="member")
     return Credential(membership=sign("membership", encode(membership), mesh_key))
 
 
-def check(credential: Credential, mesh: bytes, now: float) -> Member:
+def check(credential: Credential, mesh: bytes, now: float, revoked: Revoked = NOTHING) -> Member:
     """What a credential proves towards the mesh with the public key `mesh`. Raises Refused.
 
     An invite binds what it can give: its role, and its end. A membership may claim less.
     """
-    invite = _check_invite(credential.invite, mesh) if credential.invite else None
-    payload = verify("membership", credential.membership, invite.key if invite else mesh)
-    membership: Membership = decode(payload, Membership)
-    until = membership.until
-    if invite is not None:
-        if invite.role == "client" and membership.role != "client":
-            raise Refused("the membership claims a role that its invite does not give")
-        until = _earlier(invite.until, until)
-    if until is not None and until <= now:
-        raise Refused("the membership has ended; ask for a new invite")
-    return Member(peer_id(membership.peer), membership.role, until)
+    member = _member_by(credential, mesh)
+    if member.until is not None and member.until <= now:
+        raise Refused("the membership has ended; ask for a new invite", reason="expired")
+    if revoked.is_revoked(member):
+        raise Refused("the membership was revoked; ask for a new invite", reason="revoked")
+    return member
+
+
+def _member_by(credential: Credential, mesh: bytes) -> Member:
+    if credential.invite is None:
+        membership: Membership = decode(
+            verify("membership", credential.membership, mesh), Membership
+        )
+        return _member(membership, None)
+    invite = check_invite(credential.invite, mesh)
+    membership = decode(verify("membership", credential.membership, invite.key), Membership)
+    if invite.is_redeemed:
+        raise Refused("the invite must be redeemed at a node with the mesh key", reason="forged")
+    if invite.role == "client" and membership.role != "client":
+        raise Refused("the membership claims a role that its invite does not give", reason="forged")
+    return _member(membership, invite)
+
+
+def _member(membership: Membership, invite: Invite | None) -> Member:
+    peer, role = peer_id(membership.peer), membership.role
+    if invite is None:
+        key = membership.invite
+        return Member(peer, role, membership.until, invite=key, redeemed=key is not None)
+    return Member(peer, role, _earlier(invite.until, membership.until), invite=invite.key)
 
 
 def seal(kind: str, payload: bytes, key: Ed25519PrivateKey, credential: Credential) -> bytes:
@@ -207,19 +225,29 @@ def seal(kind: str, payload: bytes, key: Ed25519PrivateKey, credential: Credenti
     return encode(Envelope(author=public_bytes(key), body=body, credential=credential))
 
 
-def unseal(kind: str, envelope: bytes, mesh: bytes, now: float) -> tuple[Member, bytes]:
+def unseal(
+    kind: str, envelope: bytes, mesh: bytes, now: float, revoked: Revoked = NOTHING
+) -> tuple[Member, bytes]:
     """Who says it, and the payload, both checked. Raises RemoteError."""
     sealed: Envelope = decode(envelope, Envelope)
-    member = check(sealed.credential, mesh, now)
+    member = check(sealed.credential, mesh, now, revoked)
     if member.peer != peer_id(sealed.author):
-        raise Refused(f"the {kind} comes with the credential of another node")
+        raise Refused(f"the {kind} comes with the credential of another node", reason="borrowed")
     return member, verify(kind, sealed.body, sealed.author)
 
 
-def _check_invite(signed: Signed, mesh: bytes) -> Invite:
+def author_of(envelope: bytes) -> Member:
+    """Who sealed an envelope that was checked when it came. Raises RemoteError."""
+    credential: Credential = decode(envelope, Envelope).credential
+    invite = decode(credential.invite.payload, Invite) if credential.invite else None
+    return _member(decode(credential.membership.payload, Membership), invite)
+
+
+def check_invite(signed: Signed, mesh: bytes) -> Invite:
+    """The invite, if the mesh with that public key made it. Raises RemoteError."""
     invite: Invite = decode(verify("invite", signed, mesh), Invite)
     if invite.mesh != mesh:
-        raise Refused("the invite is for another mesh")
+        raise Refused("the invite is for another mesh", reason="forged")
     return invite
 
 

@@ -10,14 +10,17 @@ Theory of operation:
 3. A stream that arrives while its peer's handshake is under way waits for the result.
 4. Admission is of a peer by its key, and lapses when the last connection to it closes.
 5. A connection whose peer is not admitted in time is closed; so is one whose membership ends.
+6. Each side's hello says which revocation it has, and its proof brings the other's up to date
+   before the other judges it. Whoever is out is told so by the list itself.
+7. A newcomer with an invite that is redeemed asks for its membership in place of a proof.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -29,24 +32,34 @@ from p2p_mesh.core.admission import (
     VERSION,
     Hello,
     Proof,
+    Redeem,
+    Redeemed,
+    Revocation,
     Transcript,
     check_hello,
     check_proof,
+    check_redeem,
     prove,
 )
-from p2p_mesh.core.invite import Credential, Member
-from p2p_mesh.core.names import MeshId, PeerId, mesh_id
+from p2p_mesh.core.invite import Credential, Invite, Member
+from p2p_mesh.core.names import MeshId, PeerId, mesh_id, public_key
+from p2p_mesh.core.signature import Signed
 from p2p_mesh.core.wire import ADMISSION_LIMIT, End, ErrorMessage
 from p2p_mesh.errors import Refused, RemoteError, Unavailable
 from p2p_mesh.net.host import Host, name_of
 from p2p_mesh.net.offences import Offences
-from p2p_mesh.net.protocols import Stream, hear_end, open_raw, protocol_id
+from p2p_mesh.net.protocols import CLOSE_TIMEOUT, Stream, hear_end, open_raw, protocol_id
+from p2p_mesh.net.redemption import Pace
+from p2p_mesh.net.revocation import Revocations
 
 DEADLINE = 15.0
 """Seconds for the whole handshake."""
 
 GRACE = 20.0
 """Seconds that a connection may stand before its peer is admitted."""
+
+MAX_SEEN = 1024
+"""Signatures of handshakes that are kept, to tell a replayed one from a forged one."""
 
 _LONGEST_SLEEP = 600.0
 # A member's end is in the time of the clock, which may be set; so it is looked at again.
@@ -66,6 +79,19 @@ class Ourselves:
         return mesh_id(self.mesh_key)
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What admission needs of its node beside the keys."""
+
+    revocations: Revocations
+    adopt: Callable[[Signed], bool]
+    """Takes a revocation that a peer told. Raises RemoteError."""
+    redeem: Callable[[Invite, bytes], Awaitable[Credential]]
+    """The membership of a peer, by an invite that is redeemed. Raises Refused where that is none
+    any more, and Unavailable where this node is not the one to ask.
+    """
+
+
 class Admission:
     """Runs handshakes and holds their results."""
 
@@ -77,6 +103,7 @@ class Admission:
         clock: Callable[[], float],
         nursery: trio.Nursery,
         *,
+        holder: Holder,
         joined: Callable[[Member], None],
         left: Callable[[PeerId, str], None],
     ) -> None:
@@ -84,6 +111,9 @@ class Admission:
         self._ourselves = ourselves
         self._offences = offences
         self._clock = clock
+        self._holder = holder
+        self._pace = Pace()
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._joined = joined
         self._left = left
         self._members: dict[PeerId, Member] = {}
@@ -115,7 +145,7 @@ class Admission:
             try:
                 return await self._dialer(stream)
             except RemoteError as error:
-                await stream.complain(error)
+                await self._refuse(stream, error)
                 raise
             finally:
                 await stream.close()
@@ -123,10 +153,10 @@ class Admission:
     async def _dialer(self, stream: Stream) -> Member:
         hello = self._hello()
         await stream.tell(hello)
-        theirs = await _hear(stream, Hello)
+        theirs = await self._hear(stream, Hello)
         check_hello(theirs, self._ourselves.mesh)
         await stream.tell(self._prove(stream.peer, hello, theirs))
-        proof = await _hear(stream, Proof)
+        proof = await self._hear(stream, Proof)
         member = self._check(stream.peer, proof, theirs, hello)
         self._admit(member)
         await stream.tell(End())
@@ -141,38 +171,91 @@ class Admission:
             return
         try:
             with _deadline(peer), self._handshake(peer):
-                self._admit(await self._listener(stream))
+                await self._listener(stream)
         except RemoteError as error:
-            self._offences.note(peer, f"admission: {error}")
-            await stream.complain(error)
+            self._offences.refuse(peer, "admission", error)
+            await self._refuse(stream, error)
         except Unavailable as error:
             await stream.complain(error)
         await stream.close()
 
-    async def _listener(self, stream: Stream) -> Member:
+    async def _listener(self, stream: Stream) -> None:
         theirs: Hello = await stream.hear(Hello)
         check_hello(theirs, self._ourselves.mesh)
         hello = self._hello()
         await stream.tell(hello)
-        proof: Proof = await _hear(stream, Proof)
-        member = self._check(stream.peer, proof, theirs, hello)
+        message: Proof | Redeem = await self._hear(stream, Proof | Redeem)
+        if isinstance(message, Redeem):
+            await self._redeem(stream, message, theirs, hello)
+            return
+        member = self._check(stream.peer, message, theirs, hello)
         await stream.tell(self._prove(stream.peer, hello, theirs))
         await hear_end(stream)
-        return member
+        self._admit(member)
+
+    async def _redeem(self, stream: Stream, redeem: Redeem, theirs: Hello, ours: Hello) -> None:
+        us, revoked = self._ourselves, self._holder.revocations.revoked
+        transcript = _transcript(us.mesh, stream.peer, us.peer, theirs, ours)
+        with self._once(redeem.signature):
+            invite = check_redeem(redeem, transcript, us.mesh_key, revoked)
+        self._pace.take(stream.peer)
+        credential = await self._holder.redeem(invite, public_key(stream.peer))
+        await stream.tell(Redeemed(credential=credential))
 
     def _hello(self) -> Hello:
-        mesh = self._ourselves.mesh
-        return Hello(version=VERSION, mesh=mesh, nonce=secrets.token_bytes(32))
+        mesh, mark = self._ourselves.mesh, self._holder.revocations.mark
+        nonce = secrets.token_bytes(32)
+        return Hello(version=VERSION, mesh=mesh, nonce=nonce, revocation=mark)
 
     def _prove(self, verifier: PeerId, ours: Hello, theirs: Hello) -> Proof:
         us = self._ourselves
         transcript = _transcript(us.mesh, us.peer, verifier, ours, theirs)
-        return prove(transcript, us.credential, us.key)
+        news = self._holder.revocations.unless(theirs.revocation)
+        return prove(transcript, us.credential, us.key, news)
 
     def _check(self, prover: PeerId, proof: Proof, theirs: Hello, ours: Hello) -> Member:
         us = self._ourselves
+        if proof.revocation is not None:
+            self._holder.adopt(proof.revocation)
         transcript = _transcript(us.mesh, prover, us.peer, theirs, ours)
-        return check_proof(proof, transcript, us.mesh_key, self._clock())
+        revoked = self._holder.revocations.revoked
+        with self._once(proof.signature):
+            return check_proof(proof, transcript, us.mesh_key, self._clock(), revoked)
+
+    @contextmanager
+    def _once(self, signature: bytes) -> Iterator[None]:
+        """Calls a signature that fails replayed where it was good before, and keeps a good one."""
+        try:
+            yield
+        except Refused as error:
+            if signature not in self._seen or error.reason != "forged":
+                raise
+            what = "a replayed handshake: its signature was used before"
+            raise Refused(what, reason="replayed") from error
+        self._seen[signature] = None
+        if len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
+
+    async def _hear(self, stream: Stream, kind: Any) -> Any:
+        message = await stream.hear(kind | Revocation | ErrorMessage)
+        if isinstance(message, Revocation):
+            self._holder.adopt(message.revocation)
+            raise Refused("the peer refuses: this node's membership was revoked")
+        if not isinstance(message, ErrorMessage):
+            return message
+        error = message.error()
+        if isinstance(error, Unavailable):
+            raise error
+        raise Refused(f"the peer refuses: {error}")
+
+    async def _refuse(self, stream: Stream, error: RemoteError) -> None:
+        """Says why; to one that was revoked by the list, which it can check."""
+        signed = self._holder.revocations.signed
+        if not isinstance(error, Refused) or error.reason != "revoked" or signed is None:
+            await stream.complain(error)
+            return
+        with suppress(Unavailable), trio.move_on_after(CLOSE_TIMEOUT):
+            await stream.tell(Revocation(revocation=signed))
 
     @contextmanager
     def _handshake(self, peer: PeerId) -> Iterator[None]:
@@ -193,6 +276,8 @@ class Admission:
     def _admit(self, member: Member) -> None:
         if member.peer in self._members:
             return  # the other of two simultaneous dials was faster
+        if self._holder.revocations.revoked.is_revoked(member):  # since it was checked
+            raise Refused("the membership was revoked; ask for a new invite", reason="revoked")
         if not self._conns.get(member.peer):
             raise Unavailable(f"{member.peer} closed the connection")
         self._members[member.peer] = member
@@ -200,6 +285,15 @@ class Admission:
         if member.until is not None:
             self._nursery.start_soon(self._end_at, member, member.until)
         self._joined(member)
+
+    def judge_again(self) -> None:
+        """Drops every member that the newest revocation names; all, where it names this node."""
+        revocations = self._holder.revocations
+        whose = "this node's" if revocations.is_out else "its"
+        for member in tuple(self._members.values()):
+            if revocations.is_out or revocations.revoked.is_revoked(member):
+                self._lapse(member.peer, f"{whose} membership was revoked")
+                self._nursery.start_soon(self._host.drop, member.peer)
 
     async def expel(self, peer: PeerId, reason: str) -> None:
         """Drops a peer and says why."""
@@ -254,16 +348,6 @@ def _transcript(
         prover_nonce=provers.nonce,
         verifier_nonce=verifiers.nonce,
     )
-
-
-async def _hear(stream: Stream, kind: Any) -> Any:
-    message = await stream.hear(kind | ErrorMessage)
-    if not isinstance(message, ErrorMessage):
-        return message
-    error = message.error()
-    if isinstance(error, Unavailable):
-        raise error
-    raise Refused(f"the peer refuses: {error}")
 
 
 @contextmanager

@@ -12,12 +12,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.ed25519 import create_new_key_pair
 
+from p2p_mesh.core.identity import SIZE, pack, unpack
 from p2p_mesh.core.names import PeerId, peer_id
 from p2p_mesh.errors import SettingsError
-
-# The file says what it is, so that a damaged or foreign one is told from a key.
-_MAGIC = b"meshnode identity 1\n"
-_SIZE = len(_MAGIC) + 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,7 @@ def _create(path: Path) -> None:
     handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(_MAGIC + secrets.token_bytes(32))
+            file.write(pack(secrets.token_bytes(32)))
             file.flush()
             os.fsync(file.fileno())
         _place(aside, path)
@@ -84,13 +81,13 @@ def _read(path: Path) -> bytes:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         _keep_private(file.fileno(), path)
-        data = file.read(_SIZE + 1)
-    if len(data) != _SIZE or not data.startswith(_MAGIC):
+        data = file.read(SIZE + 1)
+    if (seed := unpack(data)) is None:
         raise SettingsError(
             f"{path} is damaged or no key of a node: restore it from a backup, or remove it "
             "to become a new node (which needs a new invite)"
         )
-    return data[len(_MAGIC) :]
+    return seed
 
 
 def _keep_private(handle: int, path: Path) -> None:

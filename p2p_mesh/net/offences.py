@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 
 import trio
 
 from p2p_mesh.core.names import PeerId
+from p2p_mesh.errors import Refused, RemoteError
 from p2p_mesh.journal import Journal
 
 QUIET = 30.0
@@ -24,14 +25,22 @@ class Offences:
         self._counts: OrderedDict[PeerId, int] = OrderedDict()
         self._told: dict[PeerId, float] = {}
         self._warnings: deque[float] = deque()
+        self.reasons: Counter[str] = Counter()
+        """How often each rule was broken, of all peers together."""
 
-    def note(self, peer: PeerId, what: str) -> None:
+    def refuse(self, peer: PeerId, protocol: str, error: RemoteError) -> None:
+        """Notes why a peer was refused."""
+        reason = error.reason if isinstance(error, Refused) else "malformed"
+        self.note(peer, f"{protocol}: {error}", reason)
+
+    def note(self, peer: PeerId, what: str, reason: str = "refused") -> None:
         count = self._counts[peer] = self._counts.pop(peer, 0) + 1
         if len(self._counts) > MAX_PEERS:
             oldest, _ = self._counts.popitem(last=False)
             self._told.pop(oldest, None)
         tell = self._journal.warning if self._is_news(peer) else self._journal.debug
-        tell("bad_peer", f"{peer}: {what[:300]}", peer=peer, count=count)
+        self.reasons[reason] += 1
+        tell("bad_peer", f"{peer}: {what[:300]}", peer=peer, reason=reason, count=count)
 
     def _is_news(self, peer: PeerId) -> bool:
         now = trio.current_time()

@@ -12,16 +12,21 @@ from p2p_mesh.core.invite import (
     Credential,
     Invite,
     Membership,
+    author_of,
     check,
     found,
+    invite_id,
     join,
     make_invite,
-    public_bytes,
     read_token,
-    sign,
+    redeemed,
+    seal,
+    unseal,
 )
 from p2p_mesh.core.names import mesh_id, peer_id
 from p2p_mesh.core.records import Role
+from p2p_mesh.core.revocation import NOTHING, revoke_invite, revoke_peer
+from p2p_mesh.core.signature import Signed, public_bytes, sign
 from p2p_mesh.core.wire import decode, encode
 from p2p_mesh.errors import Refused, SettingsError
 
@@ -142,6 +147,66 @@ def test_credential_survives_the_wire() -> None:
     assert decode(encode(credential), Credential) == credential
 
 
-def _signed(membership: Membership, seed: bytes, invite: module.Signed) -> Credential:
+def _signed(membership: Membership, seed: bytes, invite: Signed) -> Credential:
     key = Ed25519PrivateKey.from_private_bytes(seed)
     return Credential(membership=sign("membership", encode(membership), key), invite=invite)
+
+
+def limited(uses: int | None = None, join_by: int | None = None) -> str:
+    return make_invite(MESH_KEY, SEED, name="home", uses=uses, join_by=join_by)
+
+
+@pytest.mark.parametrize("limits", [{"uses": 1}, {"join_by": 2_000_000}])
+def test_invite_with_limits_is_good_for_nothing_unredeemed(limits: dict[str, int]) -> None:
+    ticket = read_token(limited(**limits))
+    assert ticket.invite.is_redeemed
+    with pytest.raises(Refused, match="must be redeemed"):
+        check(join(ticket, NODE), MESH, NOW)
+
+
+def test_redeemed_membership_names_its_invite() -> None:
+    ticket = read_token(limited(uses=1))
+    member = check(redeemed(MESH_KEY, ticket.invite, NODE), MESH, NOW)
+    assert (member.peer, member.invite, member.redeemed) == (
+        peer_id(NODE), ticket.invite.key, True,
+    )  # fmt: skip
+    assert redeemed(MESH_KEY, ticket.invite, NODE) == redeemed(MESH_KEY, ticket.invite, NODE)
+
+
+def test_plain_invite_needs_no_redeeming() -> None:
+    assert not read_token(token()).invite.is_redeemed
+
+
+def test_member_by_a_token_cannot_name_another_invite() -> None:
+    ticket = read_token(token())
+    dodging = Membership(peer=NODE, role="member", invite=b"x" * 32)
+    assert check(_signed(dodging, SEED, ticket.signed), MESH, NOW).invite == ticket.invite.key
+
+
+def test_revoked_membership_is_refused_by_name() -> None:
+    credential = join(read_token(token()), NODE)
+    key = read_token(token()).invite.key
+    for revoked in (revoke_peer(NOTHING, NODE, None, []), revoke_invite(NOTHING, key)):
+        with pytest.raises(Refused, match="was revoked") as caught:
+            check(credential, MESH, NOW, revoked)
+        assert caught.value.reason == "revoked"
+
+
+def test_envelope_of_a_revoked_author_is_refused() -> None:
+    key = Ed25519PrivateKey.from_private_bytes(b"n" * 32)
+    envelope = seal("note", b"x", key, found(MESH_KEY, NODE))
+    assert unseal("note", envelope, MESH, NOW)[1] == b"x"
+    with pytest.raises(Refused, match="was revoked"):
+        unseal("note", envelope, MESH, NOW, revoke_peer(NOTHING, NODE, None, []))
+
+
+def test_author_of_an_envelope_is_known_again() -> None:
+    key = Ed25519PrivateKey.from_private_bytes(b"n" * 32)
+    for credential in (found(MESH_KEY, NODE), join(read_token(token()), NODE)):
+        assert author_of(seal("note", b"x", key, credential)) == check(credential, MESH, NOW)
+
+
+def test_invite_is_called_by_twelve_digits() -> None:
+    assert invite_id(NODE) == invite_id(NODE)
+    assert len(invite_id(NODE)) == 12
+    assert invite_id(NODE) != invite_id(MESH)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from p2p_mesh.core.admission import Hello, Proof
+from p2p_mesh.core.admission import Hello, Proof, Revocation
 from p2p_mesh.core.names import mesh_id
 from p2p_mesh.core.wire import Ask, ErrorMessage, frame
 from p2p_mesh.errors import Refused, Unavailable
@@ -47,6 +47,11 @@ def is_refusal(answer: object, words: str) -> bool:
     return isinstance(answer, ErrorMessage) and answer.code == "refused" and words in answer.message
 
 
+def reasons(node: Node) -> list[str]:
+    """Why it says that it refused."""
+    return [entry.fields["reason"] for entry in node.events("bad_peer")]
+
+
 async def test_member_is_admitted(autojump_clock: Clock) -> None:
     mesh, us = Mesh(), fresh()
     async with knocking(mesh, us) as (node, guest):
@@ -61,7 +66,7 @@ async def test_borrowed_credential_is_refused(autojump_clock: Clock) -> None:
         _, answer = await guest.handshake(node, mesh.credential(fresh()), us.key)
         assert is_refusal(answer, "another node")
         assert not node.came
-        assert node.events("bad_peer")
+        assert reasons(node) == ["borrowed"]
 
 
 async def test_replayed_handshake_is_refused(autojump_clock: Clock) -> None:
@@ -77,8 +82,9 @@ async def test_replayed_handshake_is_refused(autojump_clock: Clock) -> None:
         _, answer = await guest.handshake(
             node, mesh.credential(us), us.key, hello=hello, proof=proof
         )
-        assert is_refusal(answer, "signature")
+        assert is_refusal(answer, "replayed handshake")
         assert len(node.came) == 1
+        assert reasons(node) == ["replayed"]
 
 
 async def test_other_mesh_is_refused_before_it_learns_ours(autojump_clock: Clock) -> None:
@@ -97,6 +103,7 @@ async def test_foreign_credential_is_refused_unanswered(autojump_clock: Clock) -
         _, answer = await guest.handshake(node, other.credential(us), us.key)
         assert is_refusal(answer, "signature")
         assert mesh.public not in guest.heard
+        assert reasons(node) == ["forged"]
 
 
 async def test_ended_membership_is_refused(autojump_clock: Clock) -> None:
@@ -105,6 +112,7 @@ async def test_ended_membership_is_refused(autojump_clock: Clock) -> None:
         _, answer = await guest.handshake(node, mesh.credential(us, until=1999), us.key)
         assert is_refusal(answer, "ended")
         assert not node.came
+        assert reasons(node) == ["expired"]
 
 
 async def test_other_version_is_refused_by_name(autojump_clock: Clock) -> None:
@@ -191,3 +199,62 @@ async def test_expelled_peer_is_gone_at_once(autojump_clock: Clock) -> None:
         assert first.gone == [(second.peer_id, "revoked")]
         with pytest.raises(Unavailable):
             await text_of(first, second.peer_id)
+
+
+async def test_revoked_peer_is_refused_and_shown_the_list(autojump_clock: Clock) -> None:
+    mesh, us = Mesh(), fresh()
+    signed = mesh.revoke(peers=(us.public_key,))
+    async with knocking(mesh, us, revocation=signed) as (node, guest):
+        _, answer = await guest.handshake(node, mesh.credential(us), us.key)
+        assert isinstance(answer, Revocation)
+        assert answer.revocation == signed
+        assert reasons(node) == ["revoked"]
+        assert not node.came
+
+
+async def test_stranger_with_a_revoked_credential_is_not_shown_the_list(
+    autojump_clock: Clock,
+) -> None:
+    mesh, us, thief = Mesh(), fresh(), fresh()
+    async with knocking(mesh, thief, revocation=mesh.revoke(peers=(us.public_key,))) as (
+        node, guest,
+    ):  # fmt: skip
+        _, answer = await guest.handshake(node, mesh.credential(us), thief.key)
+        assert is_refusal(answer, "another node")
+
+
+async def test_list_that_comes_with_a_proof_is_heard_before_it_is_judged(
+    autojump_clock: Clock,
+) -> None:
+    mesh, us = Mesh(), fresh()
+    signed = mesh.revoke(peers=(us.public_key,))
+    async with knocking(mesh, us) as (node, guest):
+        _, answer = await guest.handshake(node, mesh.credential(us), us.key, revocation=signed)
+        assert isinstance(answer, Revocation)
+        assert node.revocations == [signed]
+
+
+async def test_forged_list_is_an_offence(autojump_clock: Clock) -> None:
+    mesh, us = Mesh(), fresh()
+    async with knocking(mesh, us) as (node, guest):
+        _, answer = await guest.handshake(
+            node, mesh.credential(us), us.key, revocation=Mesh().revoke(peers=(b"x" * 32,))
+        )
+        assert is_refusal(answer, "signature of the revocation")
+        assert not node.revocations
+
+
+async def test_peer_that_is_revoked_in_the_midst_of_its_handshake_stays_out(
+    autojump_clock: Clock,
+) -> None:
+    mesh, us = Mesh(), fresh()
+    async with knocking(mesh, us) as (node, guest), trio.open_nursery() as nursery:
+
+        async def revoke() -> None:
+            await trio.sleep(0.5)
+            node.net.adopt(mesh.revoke(peers=(us.public_key,)))
+
+        nursery.start_soon(revoke)
+        await guest.handshake(node, mesh.credential(us), us.key, pause=1)
+        await trio.sleep(1)
+        assert not node.came

@@ -5,6 +5,7 @@ from __future__ import annotations
 import trio
 
 from p2p_mesh.core.names import PeerId
+from p2p_mesh.errors import Refused, RemoteError
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.net.offences import MAX_PEERS, MAX_WARNINGS, QUIET, Offences
 
@@ -32,3 +33,14 @@ async def test_new_names_do_not_flood_the_journal() -> None:
     warnings = [entry for entry in entries if entry.level == "warning"]
     assert len(warnings) == MAX_WARNINGS
     assert len(offences._counts) == MAX_PEERS
+
+
+async def test_refusals_are_counted_by_their_reason() -> None:
+    entries: list[Entry] = []
+    offences = Offences(Journal(entries.append))
+    offences.refuse(A, "admission", Refused("it has ended", reason="expired"))
+    offences.refuse(B, "admission", RemoteError("no message"))
+    offences.note(B, "odd")
+    assert offences.reasons == {"expired": 1, "malformed": 1, "refused": 1}
+    assert [entry.fields["reason"] for entry in entries] == ["expired", "malformed", "refused"]
+    assert entries[0].message == "a: admission: it has ended"
