@@ -6,7 +6,9 @@ gossip or in a snapshot (specs/inventory/README.md). Folding is idempotent and i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from random import Random
 from typing import Annotated
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,6 +18,7 @@ from p2p_mesh.core.admission import may_publish
 from p2p_mesh.core.invite import Credential, seal, unseal
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.records import Announcement
+from p2p_mesh.core.revocation import NOTHING, Revoked
 from p2p_mesh.core.wire import INVENTORY_LIMIT, Message, decode, encode
 from p2p_mesh.errors import Refused, RemoteError
 
@@ -25,16 +28,31 @@ KIND = "announcement"
 SKEW = 60.0
 """Seconds that a member's clock may be ahead of ours."""
 
+HEARTBEAT = 20.0
+"""Seconds between two announcements of a node of which nothing changed, in a small mesh."""
+
+LARGE = 600
+"""Members, beyond which the heartbeat grows with the root of their number: with the number itself,
+what died silently would stay listed for days.
+"""
+EVERY = 2.0
+"""Seconds between two announcements of anybody, in a larger one: hearing one costs every member
+milliseconds, so there the heartbeat is so many seconds for each member.
+"""
+
 MAX_MEMBERS = 10_000
 MAX_ENVELOPE = 96 << 10
 
 
-class AskSnapshot(Message, frozen=True, tag="ask"):
+class AskSnapshot(Message, frozen=True, kw_only=True, tag="ask"):
     """Asks for the newest announcement of every member."""
+
+    updates: bool = False
+    """And from then on for each that comes, in place of `end`."""
 
 
 class Announced(Message, frozen=True, kw_only=True, tag="announced"):
-    """One envelope of a snapshot, as its author sealed it."""
+    """One envelope, as its author sealed it."""
 
     envelope: Annotated[bytes, Meta(max_length=MAX_ENVELOPE)]
 
@@ -54,28 +72,54 @@ def announce(announcement: Announcement, key: Ed25519PrivateKey, credential: Cre
     return seal(KIND, encode(announcement), key, credential)
 
 
-def read(envelope: bytes, mesh: bytes, now: float) -> Offer:
+def heartbeat(members: int) -> float:
+    """Seconds between two announcements of one node, in a mesh of so many."""
+    if members > LARGE:
+        return EVERY * math.sqrt(members * LARGE)
+    return max(HEARTBEAT, EVERY * members)
+
+
+def lifetime(members: int) -> float:
+    """Seconds that an announcement holds: two of its successors may get lost."""
+    return 3 * heartbeat(members)
+
+
+def pause(members: int, rng: Random) -> float:
+    """Seconds until the next announcement: not all nodes are to speak at once."""
+    return heartbeat(members) * (0.8 + 0.2 * rng.random())
+
+
+def read(envelope: bytes, mesh: bytes, now: float, revoked: Revoked = NOTHING) -> Offer:
     """What an announcement's envelope says, all of it checked. Raises RemoteError."""
     if len(envelope) > MAX_ENVELOPE:
         raise RemoteError(f"an announcement of {len(envelope)} bytes; {MAX_ENVELOPE} is the limit")
-    author, payload = unseal(KIND, envelope, mesh, now)
+    author, payload = unseal(KIND, envelope, mesh, now, revoked)
     if not may_publish(author.role, "inventory"):
-        raise Refused(f"a {author.role} announces nothing")
+        raise Refused(f"a {author.role} announces nothing: {author.peer} is one")
     announcement: Announcement = decode(payload, Announcement)
     if max(announcement.issued_at, announcement.sequence[0] / 1000) > now + SKEW:
-        raise Refused("an announcement from the future; one of the two clocks is wrong")
+        raise Refused(
+            f"an announcement of {author.peer} from the future; one of the two clocks is wrong",
+            reason="future",
+        )
     expires = min(now, announcement.issued_at + SKEW) + announcement.lifetime
     if expires <= now:
-        raise Refused("an announcement that has lapsed")
+        raise Refused(f"an announcement of {author.peer} that has lapsed", reason="expired")
     return Offer(author.peer, announcement, envelope, expires)
 
 
 class Inventory:
-    """The newest offer of each member."""
+    """The newest offer of each member, and which members are suspect."""
 
     def __init__(self) -> None:
         self._offers: dict[PeerId, Offer] = {}
-        self._suspects: set[PeerId] = set()
+        self._envelopes: set[bytes] = set()
+        self._suspects: dict[PeerId, bool] = {}
+        """With each, whether only a sign of life clears it."""
+        self._sorted: tuple[Offer, ...] | None = ()
+
+    def __len__(self) -> int:
+        return len(self._offers)
 
     def apply(self, offer: Offer) -> bool:
         """Takes an offer in; True if it was news. Gossip repeats, so an offer replaces."""
@@ -84,8 +128,18 @@ class Inventory:
             return False
         if held is None and len(self._offers) >= MAX_MEMBERS:
             return False
+        if held is not None:
+            self._envelopes.discard(held.envelope)
+        self._envelopes.add(offer.envelope)
         self._offers[offer.peer] = offer
+        self._sorted = None
+        if not self._suspects.get(offer.peer):
+            self._suspects.pop(offer.peer, None)
         return True
+
+    def holds(self, envelope: bytes) -> bool:
+        """Whether an envelope is the newest of its author: it was checked when it came."""
+        return envelope in self._envelopes
 
     def expire(self, now: float) -> tuple[PeerId, ...]:
         """Drops what has lapsed, and says whose it was."""
@@ -95,16 +149,20 @@ class Inventory:
         return gone
 
     def forget(self, peer: PeerId) -> None:
-        self._offers.pop(peer, None)
-        self._suspects.discard(peer)
+        if (offer := self._offers.pop(peer, None)) is not None:
+            self._envelopes.discard(offer.envelope)
+            self._sorted = None
+        self._suspects.pop(peer, None)
 
-    def suspect(self, peer: PeerId) -> None:
-        """A stream to it failed: routed around until it is heard of again."""
+    def suspect(self, peer: PeerId, *, silent: bool = False) -> None:
+        """It failed somebody: routed around until it is heard of again. Where it is `silent`, what
+        others pass on of it is no sign that it is there, and only `trust` clears it.
+        """
         if peer in self._offers:
-            self._suspects.add(peer)
+            self._suspects[peer] = silent or self._suspects.get(peer, False)
 
     def trust(self, peer: PeerId) -> None:
-        self._suspects.discard(peer)
+        self._suspects.pop(peer, None)
 
     def is_suspect(self, peer: PeerId) -> bool:
         return peer in self._suspects
@@ -114,7 +172,9 @@ class Inventory:
 
     def offers(self) -> tuple[Offer, ...]:
         """All offers, by peer id, so that equal inventories look equal."""
-        return tuple(self._offers[peer] for peer in sorted(self._offers))
+        if self._sorted is None:
+            self._sorted = tuple(self._offers[peer] for peer in sorted(self._offers))
+        return self._sorted
 
 
 def _newness(offer: Offer) -> tuple[tuple[int, int], bytes]:

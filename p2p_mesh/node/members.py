@@ -11,31 +11,32 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2p_mesh import __version__
 from p2p_mesh.core import inventory as announcements
 from p2p_mesh.core.inventory import Inventory, Offer
-from p2p_mesh.core.invite import Credential, Member
+from p2p_mesh.core.invite import Credential, Invite, Member, author_of
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.records import (
     Announcement,
     Delta,
+    Held,
     InferenceRequest,
+    ModelLoad,
     Query,
     Reply,
     Resources,
     ServedModel,
 )
-from p2p_mesh.errors import RemoteError
+from p2p_mesh.core.revocation import NOTHING, Revoked
+from p2p_mesh.core.signature import Signed
+from p2p_mesh.errors import RemoteError, Unavailable
 from p2p_mesh.journal import Journal
-
-HEARTBEAT = 20.0
-"""Seconds between two announcements of a node of which nothing changed."""
-
-LIFETIME = 60.0
-"""Seconds that an announcement holds: two of its successors may get lost."""
 
 EXPIRY_CHECK = 5.0
 """Seconds between two looks for announcements that have lapsed."""
 
 SETTLE = 0.1
 """Seconds in which changes are gathered into one announcement."""
+
+GAP = 1.0
+"""Seconds between two announcements, at least: what flaps is not told each time."""
 
 Answer = AbstractAsyncContextManager[AsyncIterator[Delta]]
 
@@ -58,24 +59,28 @@ class Announcer:
         resources: Resources,
         addresses: Sequence[str],
         now: float,
+        *,
+        held: Iterable[Held] = (),
+        members: int = 1,
     ) -> bytes:
-        """The next envelope, newer than every one before it."""
+        """The next envelope, newer than every one before it; `members` are in the mesh."""
         self._count += 1
         announcement = Announcement(
             sequence=(self._boot, self._count),
             issued_at=now,
-            lifetime=LIFETIME,
+            lifetime=announcements.lifetime(members),
             name=self._name,
             version=__version__,
             resources=resources,
             models=tuple(models),
+            held=tuple(held),
             addresses=tuple(addresses[:32]),
         )
         return announcements.announce(announcement, self._key, self._credential)
 
 
 class Members:
-    """What the network calls when peers come, go, announce and ask (net/mesh.py, Handlers)."""
+    """What the network calls when peers come, go, announce and ask (net/handlers.py)."""
 
     def __init__(
         self,
@@ -84,19 +89,33 @@ class Members:
         mesh_key: bytes,
         journal: Journal,
         clock: Callable[[], float],
-        answer: Callable[[InferenceRequest], Answer],
-        look: Callable[[Query], Awaitable[Reply]],
+        answer: Callable[[InferenceRequest, PeerId], Answer],
+        look: Callable[[Query, PeerId], Awaitable[Reply]],
+        load: Callable[[], tuple[ModelLoad, ...]],
+        heard_load: Callable[[PeerId, Sequence[ModelLoad]], None],
+        forget: Callable[[PeerId], None],
         changed: Callable[[], None],
     ) -> None:
         self.connected: dict[PeerId, Member] = {}
         self.know: Callable[[PeerId, Sequence[str]], None] | None = None
         """Told of each address that is heard; the network's, once it is up."""
+        self.redeems: Callable[[Invite, bytes], Awaitable[Credential]] | None = None
+        """Gives memberships to newcomers, once this node can."""
+        self.told: Callable[[Signed], None] | None = None
+        """Told of each newer revocation, to keep it."""
+        self.is_out: Callable[[], bool] = lambda: False
+        """Whether this node was revoked itself; the network's, once it is up."""
+        self.revocation = NOTHING
+        """Whose announcements are refused."""
         self._inventory = inventory
         self._mesh_key = mesh_key
         self._journal = journal
         self._clock = clock
         self._answer = answer
         self._look = look
+        self._load = load
+        self._heard_load = heard_load
+        self._forget = forget
         self._changed = changed
 
     def snapshot(self) -> Sequence[bytes]:
@@ -106,23 +125,65 @@ class Members:
         """Folds in this node's own envelope."""
         self._inventory.apply(announcements.read(envelope, self._mesh_key, self._clock()))
 
+    def holds(self, envelope: bytes) -> bool:
+        return self._inventory.holds(envelope)
+
     def heard(self, envelope: bytes) -> bool:
         """Folds an envelope in; True, since it is valid. Raises RemoteError where it is not."""
-        offer = announcements.read(envelope, self._mesh_key, self._clock())
+        offer = announcements.read(envelope, self._mesh_key, self._clock(), self.revocation)
         known = self._inventory.get(offer.peer)
         if self._inventory.apply(offer):
-            self._inventory.trust(offer.peer)
             self._note(offer, known)
             self._changed()
         return True
 
     def answer(self, request: InferenceRequest, asker: Member) -> Answer:
         """A peer's request is answered by this node's own models only, so that none goes round."""
-        return self._answer(request)
+        return self._answer(request, asker.peer)
 
     async def look(self, query: Query, asker: Member) -> Reply:
         """As `answer`."""
-        return await self._look(query)
+        return await self._look(query, asker.peer)
+
+    def load(self) -> tuple[ModelLoad, ...]:
+        return self._load()
+
+    def heard_load(self, peer: PeerId, loads: tuple[ModelLoad, ...]) -> None:
+        if self._inventory.get(peer) is not None:  # nothing is asked of any other
+            self._heard_load(peer, loads)
+
+    def suspected(self, peer: PeerId, reason: str) -> None:
+        self._inventory.suspect(peer, silent=True)
+        self._changed()
+        self._journal.info(
+            "peer_suspected", f"{peer} is suspect: {reason}", peer=peer, reason=reason
+        )
+
+    def revived(self, peer: PeerId) -> None:
+        self._inventory.trust(peer)
+        self._changed()
+        self._journal.info("peer_revived", f"{peer} answers again", peer=peer)
+
+    async def redeem(self, invite: Invite, peer: bytes) -> Credential:
+        """The membership of a newcomer; a holder of the mesh key gives it."""
+        if self.redeems is None:
+            raise Unavailable("this node is still starting")
+        return await self.redeems(invite, peer)
+
+    def revoked(self, signed: Signed, revoked: Revoked) -> None:
+        """Forgets who is out, and refuses what they announce from now on. Where that is this node,
+        all others are out of its reach.
+        """
+        self.revocation = revoked
+        for offer in self._inventory.offers():
+            if self.is_out() or revoked.is_revoked(author_of(offer.envelope)):
+                self._inventory.forget(offer.peer)
+                self._forget(offer.peer)
+                if self.know is not None:
+                    self.know(offer.peer, ())
+        if self.told is not None:
+            self.told(signed)
+        self._changed()
 
     def joined(self, member: Member) -> None:
         self.connected[member.peer] = member
@@ -134,12 +195,12 @@ class Members:
 
     def left(self, peer: PeerId, reason: str) -> None:
         self.connected.pop(peer, None)
-        self._inventory.suspect(peer)
         self._journal.info("peer_left", f"{peer} is gone: {reason}", peer=peer, reason=reason)
 
     def expire(self) -> None:
         """Forgets the members whose announcements have lapsed."""
         for peer in self._inventory.expire(self._clock()):
+            self._forget(peer)
             if self.know is not None:
                 self.know(peer, ())
             self._journal.info("member_lapsed", f"{peer} has not announced itself", peer=peer)
@@ -147,6 +208,8 @@ class Members:
     def _note(self, offer: Offer, known: Offer | None) -> None:
         if self.know is not None:
             self.know(offer.peer, offer.announcement.addresses)
+        if known and known.announcement.sequence[0] != offer.announcement.sequence[0]:
+            self._forget(offer.peer)  # it was started again, and remembers nothing
         before = {model.id for model in known.announcement.models} if known else set()
         for model in offer.announcement.models:
             if model.id not in before:
@@ -160,17 +223,19 @@ async def announce(
     publish: Callable[[bytes], Awaitable[None]],
     make: Callable[[], bytes],
     changed: Callable[[], trio.Event],
+    *,
+    pause: Callable[[], float],
     journal: Journal,
 ) -> None:
-    """Publishes what `make` returns, at every change and every HEARTBEAT, until cancelled.
+    """Publishes what `make` returns, at every change and after every `pause`, until cancelled.
     `changed` gives the event that the next change will set.
     """
     while True:
-        waiting = changed()
+        waiting, last = changed(), trio.current_time()
         try:
             await publish(make())
         except RemoteError as error:
             journal.warning("announce_failed", f"the announcement was not sent: {error}")
-        with trio.move_on_after(HEARTBEAT):
+        with trio.move_on_after(pause()):
             await waiting.wait()
-            await trio.sleep(SETTLE)
+            await trio.sleep_until(max(trio.current_time() + SETTLE, last + GAP))

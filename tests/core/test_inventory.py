@@ -1,5 +1,7 @@
 """Announcements: what is taken, and what they fold into."""
 
+from random import Random
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
@@ -7,9 +9,10 @@ from hypothesis import strategies as st
 
 from p2p_mesh.core import inventory as module
 from p2p_mesh.core.inventory import MAX_ENVELOPE, Inventory, Offer, announce, read
-from p2p_mesh.core.invite import Envelope, found, join, make_invite, public_bytes, read_token, sign
+from p2p_mesh.core.invite import Envelope, found, join, make_invite, read_token
 from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.records import Announcement, Resources, ServedModel
+from p2p_mesh.core.signature import public_bytes, sign
 from p2p_mesh.core.wire import decode, encode
 from p2p_mesh.errors import Refused, RemoteError
 
@@ -146,3 +149,59 @@ def test_inventory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     inventory = Inventory()
     assert [inventory.apply(offer(peer, 1)) for peer in "abc"] == [True, True, False]
     assert inventory.apply(offer("a", 2))
+
+
+def test_small_mesh_announces_often_and_a_large_one_seldom() -> None:
+    assert [module.heartbeat(size) for size in (1, 10, 20, 600, 2400)] == [20, 20, 40, 1200, 2400]
+
+
+def test_a_mesh_grows_faster_than_what_it_says() -> None:
+    said = [size / module.heartbeat(size) for size in (1000, 10_000)]
+    assert said[1] < 4 * said[0]
+    assert module.lifetime(10_000) < 21_600
+
+
+@given(st.integers(1, 600))
+def test_announcements_of_a_mesh_are_bounded(size: int) -> None:
+    assert size / module.heartbeat(size) <= 1 / module.EVERY
+
+
+@given(st.integers(0, 10_000), st.randoms())
+def test_two_announcements_may_get_lost(size: int, rng: Random) -> None:
+    assert 2 * module.pause(size, rng) < module.lifetime(size)
+    assert decode(encode(announcement(lifetime=module.lifetime(size))), Announcement)
+
+
+def test_newest_envelope_is_held() -> None:
+    inventory = Inventory()
+    inventory.apply(offer("a", 1, b"old"))
+    assert inventory.holds(b"old")
+    inventory.apply(offer("a", 2, b"new"))
+    assert (inventory.holds(b"old"), inventory.holds(b"new")) == (False, True)
+    inventory.forget(PeerId("a"))
+    assert not inventory.holds(b"new")
+    assert len(inventory) == 0
+
+
+def test_newer_announcement_clears_a_failure_but_no_silence() -> None:
+    inventory = Inventory()
+    inventory.apply(offer("a", 1))
+    inventory.suspect(PeerId("a"))
+    inventory.apply(offer("a", 2))
+    assert not inventory.is_suspect(PeerId("a"))
+    inventory.suspect(PeerId("a"), silent=True)
+    inventory.suspect(PeerId("a"))
+    inventory.apply(offer("a", 3))
+    assert inventory.is_suspect(PeerId("a"))
+    inventory.trust(PeerId("a"))
+    assert not inventory.is_suspect(PeerId("a"))
+
+
+def test_offers_are_sorted_once() -> None:
+    inventory = Inventory()
+    inventory.apply(offer("b", 1))
+    inventory.apply(offer("a", 1))
+    assert [one.peer for one in inventory.offers()] == ["a", "b"]
+    assert inventory.offers() is inventory.offers()
+    inventory.apply(offer("a", 2))
+    assert [one.announcement.sequence[1] for one in inventory.offers()] == [2, 1]

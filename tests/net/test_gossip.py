@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
+from libp2p.pubsub import gossipsub, pubsub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.utils import encode_varint_prefixed
 
@@ -16,7 +17,7 @@ from p2p_mesh.core.names import PeerId, mesh_id
 from p2p_mesh.errors import LocalError, RemoteError
 from p2p_mesh.net import gossip
 from p2p_mesh.net.identity import Identity
-from p2p_mesh.testing.members import Mesh, Node, opened, text_of, until
+from p2p_mesh.testing.members import Mesh, Node, enter, opened, text_of, until
 from p2p_mesh.testing.network import MemoryNetwork
 from p2p_mesh.testing.strangers import Stranger, stranger
 
@@ -120,7 +121,7 @@ async def test_restarted_node_is_heard_at_once(autojump_clock: Clock) -> None:
 
 async def test_client_publishes_no_inventory(autojump_clock: Clock) -> None:
     async with pair(role="client") as (first, client):
-        with pytest.raises(LocalError, match="publishes nothing"):
+        with pytest.raises(LocalError, match="nobody here listens"):
             await client.announce()
         await first.announce()
         await until(lambda: first.peer_id in client.known)
@@ -229,3 +230,37 @@ async def test_stranger_is_not_listened_to(autojump_clock: Clock) -> None:
         )
         await guest.send(node, MESHSUB, encode_varint_prefixed(rpc.SerializeToString()))
         assert not node.net._gossip._pubsub.peer_topics
+
+
+async def test_client_takes_part_in_demand(autojump_clock: Clock) -> None:
+    async with pair(role="client") as (first, client):
+        here, there = Heard(), Heard()
+        await first.net.subscribe("demand", here, 1000)
+        await client.net.subscribe("demand", there, 1000)
+        await trio.sleep(2)
+        await client.net.publish("demand", b"wanted")
+        await first.net.publish("demand", b"wanted too")
+        await until(lambda: here.items and there.items)
+        assert here.items == [(client.peer_id, b"wanted")]
+        assert there.items == [(first.peer_id, b"wanted too")]
+
+
+async def test_records_of_senders_are_neither_sent_nor_read(autojump_clock: Clock) -> None:
+    # libp2p would sign and check one for each message.
+    async with pair():
+        for module in (pubsub, gossipsub):
+            assert module.env_to_send_in_RPC(None) == (b"", False)
+            assert module.maybe_consume_signed_record(rpc_pb2.RPC(senderRecord=b"x"), None, None)
+
+
+async def test_announcement_reaches_all_within_two_seconds(autojump_clock: Clock) -> None:
+    wire, mesh = MemoryNetwork(0.05), Mesh()
+    nodes = [mesh.node() for _ in range(8)]
+    async with AsyncExitStack() as stack:
+        for place, node in enumerate(nodes):
+            seeds = nodes[place - 1].seeds() if place else ()
+            await enter(stack, node, transport=wire.transport(), seeds=seeds)
+        await until(lambda: all(len(node.net.members()) for node in nodes), seconds=60)
+        await trio.sleep(10)
+        await nodes[0].announce()
+        await until(lambda: all(nodes[0].peer_id in node.known for node in nodes), seconds=2)

@@ -12,7 +12,7 @@ from p2p_mesh.core.invite import Member
 from p2p_mesh.core.names import PeerId, peer_id
 from p2p_mesh.errors import Refused, Unavailable
 from p2p_mesh.journal import Entry, Journal
-from p2p_mesh.net.peers import ENOUGH, Peers
+from p2p_mesh.net.peers import ENOUGH, MAX_LOST, TOGETHER, Peers
 
 Clock = trio.testing.MockClock
 US = peer_id(bytes(32))
@@ -115,4 +115,93 @@ def test_addresses_join_what_is_known() -> None:
     world.peers.know(name(1), ["/ip4/10.0.0.9/tcp/1", "/ip4/10.0.0.1/tcp/1"])
     assert world.peers.addresses(name(1)) == ("/ip4/10.0.0.9/tcp/1", "/ip4/10.0.0.1/tcp/1")
     world.peers.know(name(1), [])
-    assert world.peers.addresses(name(1)) == ("/ip4/10.0.0.1/tcp/1",)
+    assert world.peers.addresses(name(1)) == ("/ip4/10.0.0.9/tcp/1", "/ip4/10.0.0.1/tcp/1")
+
+
+async def test_lapsed_member_is_sought_for_ever_by_one_that_is_alone(
+    autojump_clock: Clock,
+) -> None:
+    world = World()
+    world.peers.know(name(1), ["/ip4/10.0.0.1/tcp/1"])
+    world.peers.know(name(1), [])
+    await world.run(3600)
+    assert 120 <= len(world.tries) <= 260
+    world.up.add(name(1))
+    await world.run(31)
+    assert name(1) in world.members
+
+
+async def test_halves_of_a_mesh_find_one_another(autojump_clock: Clock) -> None:
+    world = World(name(1), name(2))
+    world.members[name(1)] = Member(name(1), "member", None)
+    world.peers.know(name(2), ["/ip4/10.0.0.2/tcp/1"])
+    world.peers.know(name(2), [])
+    await world.run(120)
+    assert name(2) in world.members
+
+
+async def test_seed_that_is_not_connected_is_tried_now_and_then(autojump_clock: Clock) -> None:
+    world = World(seeds=[seed(1)])
+    world.members[name(2)] = Member(name(2), "member", None)
+    await world.run(3600)
+    assert 60 <= len(world.tries) <= 180
+
+
+async def test_many_seeds_are_dialed_a_few_at_a_time(autojump_clock: Clock) -> None:
+    world = World(seeds=[seed(place) for place in range(100)])
+    await world.run(0.05)
+    assert len(world.tries) == TOGETHER
+
+
+async def test_refused_member_is_sought_no_more(autojump_clock: Clock) -> None:
+    world = World()
+    world.error = Refused
+    world.peers.know(name(1), ["/ip4/10.0.0.1/tcp/1"])
+    world.peers.know(name(1), [])
+    await world.run(600)
+    assert len(world.tries) == 1
+
+
+async def test_new_address_is_tried_at_once(autojump_clock: Clock) -> None:
+    world = World()
+    world.peers.know(name(1), ["/ip4/10.0.0.1/tcp/1"])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.run, 700)
+        await trio.sleep(600)
+        world.up.add(name(1))
+        before = trio.current_time()
+        world.peers.know(name(1), ["/ip4/10.0.0.2/tcp/1"])
+        await trio.sleep(1)
+        assert name(1) in world.members
+        at, _, addresses = world.tries[-1]
+        assert at - before < 0.2
+        assert addresses == ("/ip4/10.0.0.2/tcp/1",)
+
+
+async def test_large_mesh_costs_no_more_than_a_small_one(autojump_clock: Clock) -> None:
+    peers = [peer_id(place.to_bytes(32, "big")) for place in range(1, 5001)]
+    world = World(*peers)
+    for peer in peers:
+        world.peers.know(peer, ["/ip4/10.0.0.1/tcp/1"])
+    await world.run(600)
+    assert len(world.members) == ENOUGH
+    assert len(world.tries) == ENOUGH
+    assert len(world.peers._waiting) <= 2 * ENOUGH
+
+
+def test_what_lapses_and_comes_again_leaves_nothing_behind() -> None:
+    world = World()
+    world.members.update({name(place): Member(name(place), "member", None) for place in range(20)})
+    for round_ in range(1000):
+        world.peers.know(name(30), [f"/ip4/10.0.0.1/tcp/{round_ + 1}"])
+        world.peers.know(name(30), [])
+    assert len(world.peers._ready) <= 100
+
+
+def test_lost_members_are_few() -> None:
+    world = World()
+    for place in range(1, 2 * MAX_LOST):
+        peer = peer_id(place.to_bytes(32, "big"))
+        world.peers.know(peer, ["/ip4/10.0.0.1/tcp/1"])
+        world.peers.know(peer, [])
+    assert len(world.peers._lost) == MAX_LOST
