@@ -8,8 +8,8 @@ import hashlib
 import math
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 
 from p2p_mesh.core.names import Digest, ModelId, PeerId, RequestId
 from p2p_mesh.core.records import (
@@ -34,6 +34,29 @@ SPARE_TOKENS = 256
 """Beyond twice what was asked for, an answer is a peer's fault: a guess may overshoot, and engines
 count differently.
 """
+
+PREFILL = 200.0
+"""Tokens that are read in a second where nobody has measured: a small model on a CPU."""
+
+SLOWEST = 0.01
+"""No node reads slower, whatever it says of itself."""
+
+WHOLE = 5.0
+"""Seconds that an answer holds its slot where nobody has measured."""
+
+ROUND_TRIP = 0.01
+"""Seconds to a peer where nobody has measured: between a LAN's and a continent's."""
+
+COMPANY = 0.1
+"""Seconds that a full node must be ahead of an idle one. Its first token may come as soon; all
+that follow come slower the more answers share its steps.
+"""
+
+NEARLY, NOISE = 1.1, 0.02
+"""Within a tenth and 20 ms, two predictions are the same: so far apart are two measurements."""
+
+GUESSED = 1.5
+"""By this factor an estimate of a prompt's tokens may be too large."""
 
 
 def needs(question: InferenceRequest | Query) -> frozenset[str]:
@@ -101,7 +124,7 @@ def _meant(group: Iterable[Serving], counts: Counter[Digest]) -> Digest | None:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A node that serves the wanted model, under the name `model`. `peer` is None for this node
-    itself.
+    itself. Times in seconds.
     """
 
     peer: PeerId | None
@@ -110,24 +133,147 @@ class Candidate:
     context: int = 0
     """Tokens that it has room for; 0: nobody knows."""
     active: int = 0
-    """Requests of ours that it answers now."""
+    """Requests of ours that it answers now, or that wait there."""
     suspect: bool = False
+    _: KW_ONLY
+    busy: int = 0
+    """Requests that have a slot there, as it said last,"""
+    queued: int = 0
+    """those that wait for one,"""
+    counted: int = 0
+    """and how many of both were ours, when it said so."""
+    prefill: float = 0.0
+    """Tokens of prompts that it reads in a second; 0: nobody knows."""
+    first: float = 0.0
+    """What its last answers took from their slot to their first token; 0: nobody knows."""
+    whole: float = 0.0
+    """How long they held their slot; 0: nobody knows."""
+    rtt: float = 0.0
+    """Of a round trip; 0: nobody knows."""
+    cached: float = 0.0
+    """The share of the prompt that it has probably read already."""
+    digest: Digest | None = None
+    numerics: str = ""
+    resumable: bool = True
+
+    @property
+    def ahead(self) -> int:
+        """Requests that have a slot there or wait for one, by what it said and what we have sent
+        since then.
+        """
+        return self.active + max(0, self.busy + self.queued - self.counted)
+
+    @property
+    def load(self) -> float:
+        """How full its slots are, 0 to 1; what waits is beside that."""
+        return min(1.0, self.ahead / max(self.slots, 1))
 
 
-def rank(candidates: Iterable[Candidate], request: RequestId) -> tuple[Candidate, ...]:
-    """The candidates, best first.
+def predicted(candidate: Candidate, prompt_tokens: int) -> float:
+    """Seconds to the first token of a prompt of about so many tokens there."""
+    return (
+        _waiting(candidate)
+        + _reading(candidate, prompt_tokens)
+        + _travelling(candidate)
+        + COMPANY * candidate.load
+    )
 
-    Suspects come last. Whoever has a free slot comes before whoever would queue the request;
-    among those this node comes first, since it saves a round trip, then the least loaded. Ties
-    are broken by a hash of request and peer, so that requests spread.
+
+def _waiting(one: Candidate) -> float:
+    """For a slot. Where all are taken, so many answers must end first, and they end one after
+    the other, `slots` of them in the time that one takes.
     """
-    return tuple(sorted(candidates, key=lambda one: _cost(one, request)))
+    slots = max(one.slots, 1)
+    return max(0, one.ahead - slots + 1) * (one.whole or WHOLE) / slots
 
 
-def _cost(one: Candidate, request: RequestId) -> tuple[bool, bool, bool, float, bytes]:
-    load = one.active / max(one.slots, 1)
-    spread = hashlib.blake2b(f"{request}/{one.peer}".encode(), digest_size=8).digest()
-    return one.suspect, load >= 1.0, one.peer is not None, load, spread
+def _reading(one: Candidate, prompt_tokens: int) -> float:
+    """Of what is not in its cache. Answers beside it share each step of the engine, so that a
+    full one reads about half as fast. Where no speed is known, the prompts that it read last were
+    like this one, as far as anybody knows.
+    """
+    if one.prefill or not one.first:
+        seconds = prompt_tokens / max(SLOWEST, one.prefill or PREFILL)
+    else:
+        seconds = one.first
+    return seconds * (1.0 - one.cached) * (1.0 + one.load)
+
+
+def _travelling(one: Candidate) -> float:
+    """The request there and the first token back: one round trip, on a stream that is open."""
+    return 0.0 if one.peer is None else one.rtt or ROUND_TRIP
+
+
+def rank(
+    candidates: Iterable[Candidate], request: RequestId, prompt_tokens: int = 0
+) -> tuple[Candidate, ...]:
+    """The candidates, best first: those that will give the first token soonest.
+
+    Whoever surely has too little room comes last, and before them the suspects. Measurements are
+    noisy, so all that are about as soon as the soonest are equally good; of these, first whoever
+    has read most of the prompt (a conversation stays where it is), then this node, which saves
+    the mesh a stream, then the least loaded. Ties are broken by a hash of request and peer, so
+    that requests spread.
+    """
+    timed = [(one, predicted(full, prompt_tokens)) for one, full in _completed(tuple(candidates))]
+    useful = (s for one, s in timed if not (one.suspect or _is_short(one, prompt_tokens)))
+    late = min(useful, default=0.0) * NEARLY + NOISE
+
+    def cost(pair: tuple[Candidate, float]) -> tuple[bool, bool, float, bool, bool, float, bytes]:
+        one, seconds = pair
+        return (
+            _is_short(one, prompt_tokens),
+            one.suspect,
+            seconds if seconds > late else 0.0,
+            one.cached <= 0.5,
+            one.peer is not None,
+            one.load,
+            hashlib.blake2b(f"{request}/{one.peer}".encode(), digest_size=8).digest(),
+        )
+
+    return tuple(one for one, _ in sorted(timed, key=cost))
+
+
+def _is_short(one: Candidate, prompt_tokens: int) -> bool:
+    """Whether the prompt surely has no room there, though its length is a guess."""
+    return 0 < one.context * GUESSED < prompt_tokens
+
+
+def _completed(candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Candidate]]:
+    """Each candidate, and itself with what is not known of it taken from the middle of the
+    others: whoever is new is neither avoided nor run over.
+    """
+    prefill = _middle(one.prefill for one in candidates)
+    whole = _middle(one.whole for one in candidates)
+    rtt = _middle(one.rtt for one in candidates if one.peer is not None)
+    for one in candidates:
+        read = one.prefill or (0.0 if one.first else prefill)
+        yield one, replace(one, prefill=read, whole=one.whole or whole, rtt=one.rtt or rtt)
+
+
+def _middle(values: Iterable[float]) -> float:
+    """The median of the values that are known; 0 where none is."""
+    known = sorted(value for value in values if value)
+    return known[len(known) // 2] if known else 0.0
+
+
+def resumers(
+    candidates: Iterable[Candidate],
+    failed: Container[PeerId | None],
+    *,
+    digest: Digest | None,
+    numerics: str,
+) -> tuple[Candidate, ...]:
+    """Who may go on with an answer that broke at a node with this file and these numerics: the
+    others that have the same file and give token ids, in the order they are given, but first
+    those that compute alike, since there the answer goes on as it would have.
+    """
+    able = [
+        one
+        for one in candidates
+        if digest is not None and one.digest == digest and one.resumable and one.peer not in failed
+    ]
+    return tuple(sorted(able, key=lambda one: one.numerics != numerics))
 
 
 def promising(

@@ -7,7 +7,9 @@ import json
 import mmap
 import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -22,6 +24,14 @@ from p2p_mesh.errors import ModelError
 BUNDLED = Path(__file__).parent / "models"
 DEFAULT_MODEL = "meshnode-demo"
 
+PROJECTOR = "clip"
+"""The architecture that all projectors name, for sounds too."""
+
+MAX_STANDBY = 100
+"""Files that stand by: an announcement has room for so many beside the models."""
+
+_LONGEST = 256
+
 _CHUNK = 1 << 22
 
 
@@ -34,15 +44,15 @@ def find(reference: str) -> Path:
     """The file that `--model REFERENCE` means: a bundled model's name, or a path."""
     if reference in bundled():
         return BUNDLED / f"{reference}.gguf"
-    path = Path(reference).expanduser()
-    if not path.exists():
+    path = _path(reference)
+    if not os.path.exists(path):
         raise ModelError(
             f"there is no model {reference!r}: give the path of a GGUF file, "
             f"or the name of a bundled model ({', '.join(bundled())})"
         )
     if not path.is_file():
         raise ModelError(f"{path} is no file; give the path of a GGUF file")
-    return path.resolve()
+    return path
 
 
 def read(path: Path) -> ModelFile:
@@ -78,19 +88,112 @@ def _header(path: Path) -> tuple[int, Header]:
             return size, read_header(data, size)
 
 
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What the settings name: models that are served, files that stand by, and models that this
+    machine has no file of.
+    """
+
+    models: tuple[ModelFile, ...] = ()
+    standby: tuple[ModelFile, ...] = ()
+    wishes: tuple[ModelId, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Why files of a standby folder are left out."""
+
+
 def select(references: Sequence[str], digests: Digests) -> tuple[ModelFile, ...]:
     """The models that references mean, each once, under names that differ.
 
     Two files of one name become `id@<8 hex of the digest>`.
     """
-    models = [read(path) for path in dict.fromkeys(find(one) for one in references)]
-    names = [model.id for model in models]
-    return tuple(
-        model if names.count(model.id) == 1 else _distinct(model, digests) for model in models
-    )
+    return stock(references, (), digests).models
 
 
-def _distinct(model: ModelFile, digests: Digests) -> ModelFile:
+def stock(
+    references: Sequence[str],
+    standby: Sequence[str],
+    digests: Digests,
+    *,
+    may_wish: bool = False,
+) -> Stock:
+    """As `select`; `standby` may name folders too. With `may_wish`, a model that is no file here
+    is a wish, and no error.
+    """
+    wishes = tuple(one for one in dict.fromkeys(references) if may_wish and is_missing(one))
+    # By the file behind the links, but under the name of the link: where downloads are kept, the
+    # file's own name is often its digest.
+    paths = {path.resolve(): path for one in references if one not in wishes
+             for path in (find(one),)}  # fmt: skip
+    models = [read(path) for path in paths.values()]
+    beside, notes = _beside(standby, frozenset(paths))
+    names = Counter(model.id for model in (*models, *beside))
+
+    def named(found: Sequence[ModelFile]) -> tuple[ModelFile, ...]:
+        return tuple(one if names[one.id] == 1 else distinct(one, digests) for one in found)
+
+    return Stock(named(models), named(beside), tuple(map(wish, wishes)), notes)
+
+
+def is_missing(reference: str) -> bool:
+    """Whether there is neither a file nor a bundled model of that name."""
+    return reference not in bundled() and not os.path.exists(_path(reference))
+
+
+def _path(reference: str) -> Path:
+    # Functions of os.path, here and where the path is tested: those of Path raise for users that
+    # are unknown, and for names that are too long.
+    return Path(os.path.abspath(os.path.expanduser(reference)))
+
+
+def wish(reference: str) -> ModelId:
+    """The name under which the mesh knows the model that a missing reference means."""
+    name = Path(reference).stem if reference.endswith(".gguf") else reference
+    if not (0 < len(name) <= _LONGEST and name.isprintable()):
+        raise ModelError(f"{reference!r} is no name of a model")
+    return ModelId(name)
+
+
+def _beside(
+    references: Sequence[str], taken: frozenset[Path]
+) -> tuple[tuple[ModelFile, ...], tuple[str, ...]]:
+    """The models that stand by, and what is wrong with files of their folders. A file that was
+    named itself raises ModelError.
+    """
+    found: list[ModelFile] = []
+    seen = set(taken)
+    notes: list[str] = []
+    for reference in references:
+        folder = _path(reference)
+        is_folder = reference not in bundled() and os.path.isdir(folder)
+        for path in _files(folder) if is_folder else (find(reference),):
+            if path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
+            try:
+                model = read(path)
+            except ModelError as error:
+                if not is_folder:
+                    raise
+                notes.append(str(error))
+                continue
+            if model.architecture != PROJECTOR:
+                found.append(model)
+    if len(found) > MAX_STANDBY:
+        raise ModelError(
+            f"{len(found)} models are to stand by; a node keeps {MAX_STANDBY}: name fewer"
+        )
+    return tuple(found), tuple(notes)
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    try:
+        return tuple(sorted(path for path in folder.glob("*.gguf") if path.is_file()))
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def distinct(model: ModelFile, digests: Digests) -> ModelFile:
+    """The model under a name that no other file has."""
     digest = digests.compute(Path(model.path))
     return replace(model, id=ModelId(f"{model.id}@{digest[:8]}"), digest=digest)
 

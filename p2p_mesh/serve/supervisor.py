@@ -1,5 +1,5 @@
 """Keeps the models of this node served: starts the engine, starts it again when it dies, and lets
-in as many requests as it can take.
+in as many requests as it can take, one asker after the other (core/fairness.py).
 
 Each model has one task (`Hosted.run`). A model that does not load at first is given up, with the
 reason; one that has been ready and dies is brought back, with growing pauses. What a Source offers
@@ -23,19 +23,21 @@ from p2p_mesh.core.records import (
     Delta,
     EmbedQuery,
     InferenceRequest,
+    ModelLoad,
     Query,
     Reply,
     RerankQuery,
     ServedModel,
 )
+from p2p_mesh.core.tempo import Tempo
 from p2p_mesh.errors import (
     EngineDied,
     Loading,
     MeshError,
     ModelError,
-    Overloaded,
     RequestError,
     Unavailable,
+    UnknownModel,
 )
 from p2p_mesh.journal import Journal
 from p2p_mesh.serve.backend import (
@@ -48,11 +50,10 @@ from p2p_mesh.serve.backend import (
     Offer,
 )
 from p2p_mesh.serve.opening import Memory, Way, by_backend, by_source
+from p2p_mesh.serve.pulse import Heard, Pulse, Work
+from p2p_mesh.serve.slots import Slots
 
 State = Literal["loading", "ready", "failed"]
-
-QUEUE = 64
-"""Requests that may wait for a slot of one model."""
 
 MAX_RELOADS = 8
 """Deaths in a row, each within SETTLED seconds, after which a model is given up."""
@@ -97,6 +98,8 @@ class Hosted:
         self.progress = 0.0
         self.error = ""
         """Why the model failed, or why its engine last ended; empty while it is ready."""
+        self.is_closing = False
+        """It takes no new requests, and will not again."""
         self._prepare = (
             partial(by_backend, wanted, backends, memory, mesh)
             if isinstance(wanted, Load)
@@ -112,20 +115,21 @@ class Hosted:
         self._patience = trio.CancelScope()
         self._engine: Engine | None = None
         self._about: Description | None = None
-        self._slots: trio.CapacityLimiter | None = None
-        self._seconds = 1.0  # how long an answer takes, smoothed; sets Retry-After
+        self._slots: Slots | None = None
+        self._pulse: Pulse | None = None
+        self._tempo = Tempo()
 
     @property
     def active(self) -> int:
-        return self._slots.borrowed_tokens if self._slots else 0
+        return self._slots.active if self._slots else 0
 
     @property
     def queued(self) -> int:
-        return self._slots.statistics().tasks_waiting if self._slots else 0
+        return self._slots.queued if self._slots else 0
 
     @property
     def slots(self) -> int:
-        return int(self._slots.total_tokens) if self._slots else 0
+        return self._slots.count if self._slots else 0
 
     @property
     def description(self) -> Description | None:
@@ -133,11 +137,11 @@ class Hosted:
 
     def served(self) -> ServedModel | None:
         """How this node announces the model; None until it has been ready, and once it is given
-        up. While it is brought back it stays announced: whoever asks is told to wait, and not
-        that there is no such model.
+        up or drained. While it is brought back it stays announced: whoever asks is told to wait,
+        and not that there is no such model.
         """
         about = self._about
-        if about is None:
+        if about is None or self.is_closing:
             return None
         return ServedModel(
             id=self.id,
@@ -147,6 +151,19 @@ class Hosted:
             capabilities=tuple(sorted(about.capabilities)),
             resumable=about.resumable,
             numerics=about.numerics,
+            speed=self._tempo.speed,
+        )
+
+    def load_now(self) -> ModelLoad:
+        """How busy this node is with the model, and how fast: what peers hear with answers."""
+        return ModelLoad(
+            model=self.id,
+            slots=self.slots,
+            active=self.active,
+            queued=self.queued,
+            prefill=self._tempo.prefill,
+            first=self._tempo.first,
+            whole=self._tempo.whole,
         )
 
     async def wait_settled(self) -> None:
@@ -154,10 +171,14 @@ class Hosted:
         await self._settled.wait()
 
     async def drain(self) -> None:
-        """Returns when all answers have ended that run or wait now; lets in no other meanwhile."""
-        if (slots := self._slots) is not None:
-            for _ in range(int(slots.total_tokens)):
-                await slots.acquire_on_behalf_of(object())
+        """Returns when all answers have ended that run or wait now; lets in no other from now
+        on, and announces the model no longer.
+        """
+        self.is_closing = True
+        self._changed()
+        while self.active or self.queued:
+            assert self._slots is not None
+            await self._slots.wait_idle()
 
     async def run(self) -> None:
         """Serves the model until cancelled, or until it is given up."""
@@ -207,20 +228,22 @@ class Hosted:
                 self._patience.deadline = started + STALLED
                 async with way.open(self._report) as engine:
                     self._patience.deadline = math.inf
-                    self._begin(engine, trio.current_time() - started)
-                    return await engine.wait_ended()
+                    pulse = self._begin(engine, trio.current_time() - started)
+                    try:
+                        return await pulse.watch()
+                    finally:
+                        self._end()
             return f"it made no progress for {STALLED:g} s while it loaded"
         except MeshError as error:
             return str(error)
         except Exception as error:  # noqa: BLE001 - a plugin's defect ends its engine, not the node
             return f"{way.maker} failed: {type(error).__name__}: {error}"
-        finally:
-            self._engine = None
 
-    def _begin(self, engine: Engine, seconds: float) -> None:
+    def _begin(self, engine: Engine, seconds: float) -> Pulse:
         about = engine.describe()
         self._engine, self._about = engine, about
-        self._slots = trio.CapacityLimiter(max(about.slots, 1))
+        self._slots = Slots(self.id, max(about.slots, 1), lambda: self._tempo.whole)
+        self._pulse = Pulse(engine, self.id, self._tempo, self._changed)
         self._ready_at = trio.current_time()
         self.progress, self.error = 1.0, ""
         self._enter("ready")
@@ -236,6 +259,14 @@ class Hosted:
             model=self.id, context=about.context, slots=about.slots,
             device=about.device, seconds=round(seconds, 3),
         )  # fmt: skip
+        return self._pulse
+
+    def _end(self) -> None:
+        """The engine has ended, or will at once. Whoever waits may as well ask elsewhere."""
+        self._engine = None
+        self._enter("loading")
+        if self._slots is not None:
+            self._slots.close(EngineDied(f"the engine of {self.id} died", retry_after=1.0))
 
     def _fail(self, reason: str) -> None:
         self.error, self._about = reason, None
@@ -263,41 +294,48 @@ class Hosted:
             )  # fmt: skip
 
     @asynccontextmanager
-    async def generate(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Delta]]:
-        """An answer of this model, once a slot is free. Raises RequestError for a model that
-        writes none, Loading, Overloaded, or what the engine raises.
+    async def generate(
+        self, request: InferenceRequest, asker: str = ""
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
+        """An answer of this model, once it is the turn of the asker: a peer, or a client of this
+        node. Raises RequestError for a model that writes none, Loading, Overloaded, UnknownModel
+        where it is drained, or what the engine raises.
         """
-        async with self._turn("generate") as engine, engine.generate(request) as deltas:
-            yield deltas
+        async with (
+            self._turn(request, asker, "generate") as (engine, work),
+            engine.generate(request) as deltas,
+        ):
+            yield Heard(deltas, work)
 
-    async def query(self, query: Query) -> Reply:
-        """What the engine replies, once a slot is free. Raises as `generate` does."""
-        async with self._turn(_needed(query)) as engine:
-            return await engine.query(query)
+    async def query(self, query: Query, asker: str = "") -> Reply:
+        """What the engine replies, once it is the asker's turn. Raises as `generate` does."""
+        async with self._turn(query, asker, _needed(query)) as (engine, work):
+            reply = await engine.query(query)
+            work.take(reply)
+            return reply
 
     @asynccontextmanager
-    async def _turn(self, needed: Capability | None) -> AsyncIterator[Engine]:
-        engine, slots = self._open(needed)
-        async with self._slot(slots):
-            started = trio.current_time()
-            yield engine
-            self._seconds += 0.2 * (trio.current_time() - started - self._seconds)
+    async def _turn(
+        self, question: InferenceRequest | Query, asker: str, needed: Capability | None
+    ) -> AsyncIterator[tuple[Engine, Work]]:
+        engine, slots, pulse = self._open(needed)
+        is_resumed = isinstance(question, InferenceRequest) and bool(question.resume)
+        async with slots.hold(asker, is_resumed=is_resumed):
+            with pulse.working(question) as work:
+                yield engine, work
 
-    def _open(self, needed: Capability | None) -> tuple[Engine, trio.CapacityLimiter]:
+    def _open(self, needed: Capability | None) -> tuple[Engine, Slots, Pulse]:
+        if self.is_closing:
+            raise UnknownModel(f"{self.id} is being unloaded", param="model")
         if self.state == "failed":
             raise Unavailable(f"{self.id} could not be loaded: {self.error}")
-        if self._engine is None or self._slots is None or self._about is None:
+        engine, slots, pulse, about = self._engine, self._slots, self._pulse, self._about
+        if engine is None or slots is None or pulse is None or about is None:
             raise self._loading()
-        if needed is not None and needed not in self._about.capabilities:
-            can = ", ".join(sorted(self._about.capabilities))
+        if needed is not None and needed not in about.capabilities:
+            can = ", ".join(sorted(about.capabilities))
             raise RequestError(f"{self.id} {_LACKS[needed]}; it can: {can}", param="model")
-        if self.queued >= QUEUE:
-            turns = self.queued / self._slots.total_tokens
-            raise Overloaded(
-                f"{self.queued} requests wait for {self.id} already",
-                retry_after=min(60.0, max(1.0, turns * self._seconds)),
-            )
-        return self._engine, self._slots
+        return engine, slots, pulse
 
     def _loading(self) -> Loading:
         if not self.error:
@@ -306,18 +344,6 @@ class Hosted:
         return Loading(
             f"{self.id} is being started again: {self.error}", retry_after=max(1.0, seconds)
         )
-
-    @asynccontextmanager
-    async def _slot(self, slots: trio.CapacityLimiter) -> AsyncIterator[None]:
-        # A fresh borrower each time: one task may hold two answers, for itself and a peer.
-        borrower = object()
-        await slots.acquire_on_behalf_of(borrower)
-        try:
-            if slots is not self._slots:
-                raise EngineDied(f"the engine of {self.id} died", retry_after=1.0)
-            yield
-        finally:
-            slots.release_on_behalf_of(borrower)
 
 
 def _needed(query: Query) -> Capability | None:

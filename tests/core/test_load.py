@@ -8,8 +8,11 @@ BUSY = ModelLoad(model=MODEL, slots=4, active=4, queued=7, prefill=900.0)
 
 def test_a_load_is_as_it_was_said() -> None:
     loads = PeerLoads()
-    loads.heard(PEER, [BUSY], 100.0)
+    assert loads.ours(PEER, MODEL) == 0
+    loads.heard(PEER, [BUSY], 100.0, {MODEL: 3})
     assert loads.of(PEER, MODEL, 101.0) == BUSY
+    assert loads.ours(PEER, MODEL) == 3
+    assert loads.ours(PEER, ModelId("other")) == 0
     assert loads.of(PEER, ModelId("other"), 101.0) is None
 
 

@@ -1,12 +1,13 @@
 """Which node a question goes to, and what counts as an answer."""
 
+import math
 import struct
 from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2p_mesh.core.names import Digest, ModelId, PeerId, RequestId
@@ -31,14 +32,17 @@ from p2p_mesh.core.records import (
     Vectors,
 )
 from p2p_mesh.core.routing import (
+    COMPANY,
     Candidate,
     Course,
     Serving,
     answers,
     catalogue,
     needs,
+    predicted,
     promising,
     rank,
+    resumers,
 )
 from p2p_mesh.errors import ContextExceeded, RemoteError, RequestError, Unavailable
 
@@ -72,6 +76,143 @@ def test_equal_peers_share_the_requests() -> None:
     peers = [Candidate(PeerId(name), M, slots=2) for name in "abc"]
     firsts = Counter(rank(peers, RequestId(str(n)))[0].peer for n in range(300))
     assert min(firsts.values()) > 60
+
+
+def peer(name: str, slots: int = 2, **more: Any) -> Candidate:
+    return Candidate(PeerId(name), M, slots, **more)
+
+
+def best(*candidates: Candidate, prompt_tokens: int = 0, turn: str = "r") -> str | None:
+    return rank(candidates, RequestId(turn), prompt_tokens)[0].peer
+
+
+def test_wait_is_for_as_many_as_must_end_first() -> None:
+    full = Candidate(None, M, slots=2, active=2, whole=4.0)
+    assert predicted(full, 0) == pytest.approx(2.0 + COMPANY)
+    longer = replace(full, queued=3)
+    assert predicted(longer, 0) == pytest.approx(8.0 + COMPANY)
+
+
+def test_own_requests_are_counted_once() -> None:
+    said = peer("a", active=3, busy=2, queued=2, counted=2)
+    assert said.ahead == 5
+    assert peer("a", active=1, busy=1, counted=4).ahead == 1
+
+
+def test_reading_is_of_what_is_not_cached() -> None:
+    here = Candidate(None, M, slots=2, prefill=100.0, cached=0.75)
+    assert predicted(here, 1000) == pytest.approx(2.5)
+    busy = replace(here, active=1)
+    assert predicted(busy, 1000) == pytest.approx(2.5 * 1.5 + COMPANY / 2)
+
+
+def test_node_that_never_said_its_speed_is_judged_by_its_last_answers() -> None:
+    here = Candidate(None, M, slots=2, first=3.0)
+    assert predicted(here, 10) == predicted(here, 100_000) == 3.0
+
+
+def test_far_peer_comes_later() -> None:
+    assert predicted(peer("a", rtt=0.2), 0) == pytest.approx(0.2)
+    assert best(peer("a", rtt=0.2), peer("b", rtt=0.01)) == "b"
+    assert best(peer("a", rtt=0.2), HERE) is None
+
+
+def test_short_queue_of_a_fast_node_may_be_better_than_a_slow_one() -> None:
+    fast = peer("a", active=2, whole=0.5, prefill=5000.0)
+    slow = peer("b", prefill=50.0)
+    assert best(fast, slow, prompt_tokens=2000) == "a"
+    assert best(fast, slow, prompt_tokens=10) == "b"
+
+
+def test_faster_reader_has_the_long_prompt() -> None:
+    slow = Candidate(None, M, slots=2, prefill=100.0)
+    fast = peer("a", prefill=1000.0)
+    assert best(slow, fast, prompt_tokens=2000) == "a"
+    assert best(slow, fast, prompt_tokens=1) is None
+
+
+def test_conversation_stays_with_its_node() -> None:
+    for turn in "abcdefgh":
+        assert best(peer("a"), peer("b", cached=0.9), HERE, prompt_tokens=2000, turn=turn) == "b"
+
+
+def test_conversation_leaves_a_node_that_is_full() -> None:
+    full = peer("a", cached=0.9, prefill=500.0, active=2, whole=20.0)
+    assert best(full, peer("b", prefill=500.0), prompt_tokens=2000) == "b"
+
+
+@given(st.floats(0.96, 1.04), st.floats(0, 0.01))
+def test_noise_moves_no_conversation(prefill: float, rtt: float) -> None:
+    here = Candidate(None, M, slots=2, prefill=2000 * prefill)
+    stay = peer("a", cached=0.6, rtt=rtt, prefill=800.0)
+    assert best(here, stay, prompt_tokens=1000) == "a"
+
+
+def test_unknown_node_is_taken_for_one_of_the_others() -> None:
+    known = [peer("a", prefill=1000.0, whole=2.0, rtt=0.2), peer("b", prefill=1200.0, rtt=0.2)]
+    firsts = Counter(best(*known, peer("c"), prompt_tokens=1000, turn=str(n)) for n in range(300))
+    assert firsts["c"] > 60
+    assert set(firsts) > {"c"}
+
+
+def test_prompt_that_has_no_room_goes_elsewhere() -> None:
+    small = replace(HERE, context=1000)
+    suspect = peer("a", context=8000, suspect=True)
+    assert best(small, suspect, prompt_tokens=1400) is None
+    assert best(small, suspect, prompt_tokens=1600) == "a"
+    assert best(small, peer("b"), prompt_tokens=1600) == "b"
+    assert rank([small], R, 10_000) == (small,)
+
+
+CANDIDATES = st.builds(
+    Candidate,
+    st.sampled_from([None, *map(PeerId, "abcd")]),
+    st.just(M),
+    st.integers(0, 2**53),
+    st.integers(0, 2**53),
+    st.integers(0, 1000),
+    st.booleans(),
+    busy=st.integers(0, 2**53),
+    queued=st.integers(0, 2**53),
+    counted=st.integers(0, 1000),
+    prefill=st.floats(0, 1e9),
+    first=st.floats(0, 86_400),
+    whole=st.floats(0, 86_400),
+    rtt=st.floats(0, 60),
+    cached=st.floats(0, 1),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(CANDIDATES, unique_by=lambda one: one.peer), st.integers(0, 2**21))
+def test_whatever_peers_say_all_are_ranked(candidates: list[Candidate], tokens: int) -> None:
+    ranked = rank(candidates, R, tokens)
+    assert Counter(ranked) == Counter(candidates)
+    assert rank(reversed(candidates), R, tokens) == ranked
+    assert all(0 <= predicted(one, tokens) < math.inf for one in ranked)
+
+
+FILE = Digest("1" * 64)
+
+
+def test_only_the_same_file_goes_on() -> None:
+    same, other = peer("a", digest=FILE), peer("b", digest=Digest("2" * 64))
+    unknown, endpoint = peer("c"), peer("d", digest=FILE, resumable=False)
+    able = resumers([same, other, unknown, endpoint], (), digest=FILE, numerics="")
+    assert able == (same,)
+    assert resumers([same, unknown], (), digest=None, numerics="") == ()
+
+
+def test_failed_node_does_not_go_on() -> None:
+    here, there = replace(HERE, digest=FILE), peer("a", digest=FILE)
+    assert resumers([here, there], {None}, digest=FILE, numerics="") == (there,)
+
+
+def test_node_that_computes_alike_goes_on_first() -> None:
+    first = peer("a", digest=FILE, numerics="x")
+    second = peer("b", digest=FILE, numerics="y")
+    third = peer("c", digest=FILE, numerics="x")
+    assert resumers([first, second, third], (), digest=FILE, numerics="y") == (second, first, third)
 
 
 def serving(peer: str | None, digest: str | None, name: str = "m") -> Serving:

@@ -9,8 +9,9 @@ import trio
 
 from p2p_mesh.errors import ModelError
 from p2p_mesh.serve import store
-from p2p_mesh.serve.store import Digests, find, read, select
+from p2p_mesh.serve.store import Digests, find, read, select, stock
 from p2p_mesh.testing.models import write_model
+from p2p_mesh.testing.projectors import write_projector
 
 
 @pytest.fixture
@@ -41,6 +42,12 @@ def test_missing_model_is_named_with_what_there_is(reference: str) -> None:
         find(reference)
 
 
+@pytest.mark.parametrize("reference", ["x" * 300, "~nobody-of-this-name/x.gguf", "nul\0.gguf"])
+def test_name_that_no_file_can_have_is_a_missing_model(reference: str) -> None:
+    with pytest.raises(ModelError, match="there is no model"):
+        find(reference)
+
+
 def test_folder_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is no file"):
         find(str(tmp_path))
@@ -62,6 +69,73 @@ def test_unreadable_file_is_named(tmp_path: Path) -> None:
 
 def test_one_file_twice_is_one_model(model: Path, digests: Digests) -> None:
     assert [one.id for one in select([str(model), str(model)], digests)] == ["tiny"]
+
+
+def test_missing_model_is_a_wish_where_a_mesh_can_be_asked(digests: Digests) -> None:
+    found = stock(["~/models/big.gguf", "qwen/large", "qwen/large"], (), digests, may_wish=True)
+    assert (found.models, found.wishes) == ((), ("big", "qwen/large"))
+    with pytest.raises(ModelError, match="there is no model 'qwen/large'"):
+        stock(["qwen/large"], (), digests)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 257, "two\nlines"])
+def test_name_that_no_model_can_have_is_no_wish(name: str, digests: Digests) -> None:
+    with pytest.raises(ModelError):
+        stock([name], (), digests, may_wish=True)
+
+
+def test_folder_stands_by_without_what_is_no_model(tmp_path: Path, digests: Digests) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    model = write_model(folder / "b.gguf")
+    write_model(folder / "a.gguf", seed=2)
+    (folder / "bad.gguf").write_bytes(b"no model")
+    (folder / "notes.txt").write_text("")
+    (folder / "folder.gguf").mkdir()
+    (folder / "gone.gguf").symlink_to(folder / "nowhere")
+    write_projector(folder / "mmproj-b.gguf")
+    found = stock([str(model.path)], [str(folder), str(folder)], digests)
+    assert [one.id for one in found.models] == ["b"]
+    assert [one.id for one in found.standby] == ["a"]
+    (note,) = found.notes
+    assert "bad.gguf cannot be used" in note
+
+
+def test_file_that_stands_by_must_be_a_model(tmp_path: Path, digests: Digests) -> None:
+    assert [one.id for one in stock((), ["meshnode-demo"], digests).standby] == ["meshnode-demo"]
+    (tmp_path / "bad.gguf").write_bytes(b"no model")
+    with pytest.raises(ModelError, match=r"bad\.gguf cannot be used"):
+        stock((), [str(tmp_path / "bad.gguf")], digests)
+    with pytest.raises(ModelError, match="there is no model 'nowhere'"):
+        stock((), ["nowhere"], digests, may_wish=True)
+
+
+def test_served_and_standing_by_differ_in_name(
+    model: Path, tmp_path: Path, digests: Digests
+) -> None:
+    (tmp_path / "other").mkdir()
+    write_model(tmp_path / "other" / "tiny.gguf", seed=2)
+    found = stock([str(model)], [str(tmp_path / "other")], digests)
+    names = [one.id for one in (*found.models, *found.standby)]
+    assert len(set(names)) == 2
+    assert all(name.startswith("tiny@") for name in names)
+
+
+def test_too_many_files_to_stand_by_are_refused(
+    model: Path, digests: Digests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_STANDBY", 0)
+    with pytest.raises(ModelError, match="1 models are to stand by; a node keeps 0"):
+        stock((), [str(model)], digests)
+
+
+def test_link_gives_the_model_its_name(model: Path, tmp_path: Path, digests: Digests) -> None:
+    link = tmp_path / "qwen.gguf"
+    link.symlink_to(model.rename(tmp_path / "0a1b2c"))
+    found = stock([str(link)], [str(tmp_path)], digests)
+    assert [one.id for one in found.models] == ["qwen"]
+    assert found.standby == ()
+    assert [one.id for one in stock((), [str(tmp_path)], digests).standby] == ["qwen"]
 
 
 def test_two_files_of_one_name_differ_by_digest(

@@ -1,10 +1,12 @@
 """Models are kept served: chosen, loaded, brought back, given up, queued for."""
 
+import dataclasses
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -15,10 +17,12 @@ from p2p_mesh.core.records import (
     EmbedQuery,
     InferenceRequest,
     ModelFile,
+    ModelLoad,
     Query,
     Reply,
     RerankQuery,
     Resources,
+    Resume,
     Text,
     TextPrompt,
     Vectors,
@@ -30,11 +34,13 @@ from p2p_mesh.errors import (
     Overloaded,
     RequestError,
     Unavailable,
+    UnknownModel,
 )
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.serve import supervisor
 from p2p_mesh.serve.backend import Backend, Capability, Description, Fit, Load, Mesh, Offer, Refusal
 from p2p_mesh.serve.opening import Memory
+from p2p_mesh.serve.slots import QUEUE
 from p2p_mesh.serve.supervisor import Hosted
 from p2p_mesh.testing.backend import Echo, EchoEngine
 from p2p_mesh.testing.mesh import NoMesh
@@ -182,14 +188,14 @@ async def test_engine_that_dies_again_and_again_is_given_up(autojump_clock: Mock
 async def test_slots_bound_what_runs_and_the_queue_what_waits(autojump_clock: MockClock) -> None:
     echo = Echo(pause=1.0)
     async with Case(echo).running() as hosted, trio.open_nursery() as nursery:
-        for _ in range(2 + supervisor.QUEUE):
+        for _ in range(2 + QUEUE):
             nursery.start_soon(answer, hosted)
         await trio.testing.wait_all_tasks_blocked()
-        assert (hosted.active, hosted.queued) == (2, supervisor.QUEUE)
+        assert (hosted.active, hosted.queued) == (2, QUEUE)
         assert echo.engines[0].active == 2
         with pytest.raises(Overloaded) as caught:
             await answer(hosted)
-        assert caught.value.retry_after == pytest.approx(supervisor.QUEUE / 2)
+        assert caught.value.retry_after == pytest.approx(QUEUE / 2)
     assert (hosted.active, hosted.queued) == (0, 0)
 
 
@@ -347,3 +353,122 @@ async def test_drain_waits_for_what_runs(autojump_clock: MockClock) -> None:
         await hosted.drain()
         assert trio.current_time() == pytest.approx(6)
     await Case().hosted.drain()
+
+
+async def test_drained_model_takes_nothing_new(autojump_clock: MockClock) -> None:
+    case = Case(Echo(pause=1.0))
+    async with case.running() as hosted, trio.open_nursery() as nursery:
+        nursery.start_soon(answer, hosted)
+        await trio.testing.wait_all_tasks_blocked()
+        changes = case.changes
+        nursery.start_soon(hosted.drain)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (hosted.is_closing, hosted.served(), hosted.active) == (True, None, 1)
+        assert case.changes > changes
+        with pytest.raises(UnknownModel, match="m is being unloaded"):
+            await answer(hosted)
+        with pytest.raises(UnknownModel):
+            await hosted.query(EMBED)
+
+
+async def test_drain_ends_though_the_engine_dies(autojump_clock: MockClock) -> None:
+    echo = Echo(pause=1.0)
+    async with Case(echo).running() as hosted, trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(_fail, hosted)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(hosted.drain)
+        await trio.sleep(0.5)
+        echo.engines[0].die()
+    assert (hosted.active, hosted.queued) == (0, 0)
+
+
+async def _fail(hosted: Hosted) -> None:
+    with pytest.raises(EngineDied):
+        await answer(hosted)
+
+
+async def test_whoever_waits_is_told_at_once_that_the_engine_died(
+    autojump_clock: MockClock,
+) -> None:
+    echo = Echo(pause=100.0)
+    async with Case(echo).running() as hosted:
+        with trio.move_on_after(10) as scope:
+            async with trio.open_nursery() as nursery:
+                for _ in range(2):
+                    nursery.start_soon(answer, hosted)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(_fail, hosted)
+                await trio.testing.wait_all_tasks_blocked()
+                echo.engines[0].die()
+                await trio.sleep(0.1)
+                assert hosted.queued == 0
+                nursery.cancel_scope.cancel()
+        assert not scope.cancelled_caught
+
+
+async def test_frozen_engine_is_ended_and_started_again(autojump_clock: MockClock) -> None:
+    echo = Echo(pause=1.0)
+    case = Case(echo)
+    async with case.running() as hosted:
+        echo.engines[0].freeze()
+        with trio.fail_after(60):
+            await _fail(hosted)
+        await trio.sleep(1.0)
+        assert await answer(hosted) == "one two three"
+    assert case.events == ["model_ready", "engine_died", "model_ready"]
+    assert "no sign of life" in case.said[1].message
+
+
+async def test_askers_take_turns(autojump_clock: MockClock) -> None:
+    order: list[str] = []
+
+    async def visit(hosted: Hosted, asker: str, request: InferenceRequest) -> None:
+        async with hosted.generate(request, asker) as deltas:
+            order.append("A" if request.resume else asker)
+            assert [delta async for delta in deltas]
+
+    going_on = msgspec.structs.replace(ask(), resume=(Resume(tokens=(3,), text=3),))
+    one_at_a_time = dataclasses.replace(LOAD, slots=1)
+    case = Case(Echo(pause=1.0), wanted=one_at_a_time)
+    async with case.running() as hosted, trio.open_nursery() as nursery:
+        for asker in "aaab":
+            nursery.start_soon(visit, hosted, asker, ask())
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(visit, hosted, "a", going_on)
+    assert "".join(order) == "aAbaa"
+
+
+async def test_load_is_measured(autojump_clock: MockClock) -> None:
+    case = Case(Echo(pause=0.5))
+    async with case.running() as hosted:
+        assert hosted.load_now() == ModelLoad(model=ModelId("m"), slots=2)
+        changes = case.changes
+        await answer(hosted, "word " * 41)
+        load = hosted.load_now()
+        assert (load.active, load.queued) == (0, 0)
+        assert load.prefill == pytest.approx(82)
+        assert load.first == pytest.approx(0.5)
+        assert load.whole == pytest.approx(20.5)
+        assert case.changes == changes + 1
+        served = hosted.served()
+        assert served is not None
+        assert served.speed == pytest.approx(2)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(answer, hosted)
+            await trio.testing.wait_all_tasks_blocked()
+            load = hosted.load_now()
+            assert (load.active, load.queued) == (2, 1)
+        assert case.changes == changes + 1
+    assert Case().hosted.load_now() == ModelLoad(model=ModelId("m"), slots=0)
+
+
+async def test_measurements_outlive_the_engine(autojump_clock: MockClock) -> None:
+    echo = Echo(pause=0.5)
+    async with Case(echo).running() as hosted:
+        await answer(hosted, "word " * 41)
+        echo.engines[0].die()
+        await trio.sleep(1.0)
+        assert hosted.state == "ready"
+        assert hosted.load_now().whole == pytest.approx(20.5)
