@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from p2p_mesh import __version__
+from p2p_mesh.node.models import Models
 from p2p_mesh.serve.supervisor import Hosted
 
 if TYPE_CHECKING:
@@ -30,12 +31,26 @@ def status(node: Node, now: float) -> dict[str, Any]:
         "console_url": node.console_url,
         "p2p_addrs": list(network.addresses()) if network else [],
         "uptime_s": round(now - node.started, 1),
-        "models": [_model(one) for one in node.hosted.values()],
+        "models": [_model(one, node.models) for one in node.hosted.values()],
+        "unloading": [
+            {"id": one.id, "active": one.active, "queued": one.queued}
+            for one in node.models.leaving()
+        ],
+        "standby": [
+            {"id": one.id, "digest": one.digest, "size_bytes": one.size_bytes}
+            for one in node.models.standby()
+        ],
+        "wishes": sorted(node.models.wishes()),
+        "demand": {model: round(rate, 2) for model, rate in sorted(node.demanded.rates().items())},
         "endpoints": [
             {"name": one.name, "state": one.state, "reason": one.reason} for one in node.sourced
         ],
         "peers": list(_peers(node)),
-        "resources": msgspec.to_builtins(node.measured()),
+        "revoked_peers": len(network.revoked.peers) if network else 0,
+        "is_revoked": network.is_revoked if network else False,
+        "is_holder": node.membership.is_holder,
+        "owners": list(node.settings.accept_owner),
+        "resources": msgspec.structs.asdict(node.measured()),
         "plugins": [
             {"name": one.name, "version": one.version, "state": one.state, "reason": one.reason}
             for one in node.plugins.report()
@@ -43,7 +58,7 @@ def status(node: Node, now: float) -> dict[str, Any]:
     }
 
 
-def _model(hosted: Hosted) -> dict[str, Any]:
+def _model(hosted: Hosted, models: Models) -> dict[str, Any]:
     about = hosted.description
     return {
         "id": hosted.id,
@@ -57,6 +72,7 @@ def _model(hosted: Hosted) -> dict[str, Any]:
         "queued": hosted.queued,
         "digest": hosted.digest,
         "engine_pid": about.pid if about else None,
+        "planned": models.is_planned(hosted.id),
     }
 
 
@@ -78,6 +94,7 @@ def _peers(node: Node) -> Iterator[dict[str, Any]]:
 
 
 def _state(connected: bool, suspect: bool) -> str:
-    if connected:
-        return "connected"
-    return "suspect" if suspect else "known"
+    """A node that hangs is connected still, and suspect."""
+    if suspect:
+        return "suspect"
+    return "connected" if connected else "known"

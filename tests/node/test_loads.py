@@ -8,7 +8,7 @@ import pytest
 from p2p_mesh.core.names import ModelId
 from p2p_mesh.core.records import ModelFile
 from p2p_mesh.errors import ModelError
-from p2p_mesh.node.loads import load
+from p2p_mesh.node.loads import load, plain
 from p2p_mesh.settings import Settings
 from p2p_mesh.testing.models import write_model
 from p2p_mesh.testing.projectors import write_projector
@@ -46,6 +46,13 @@ def test_draft_and_projector_are_read(tmp_path: Path) -> None:
     assert found.projector is not None
     assert found.projector.size_bytes == eyes.stat().st_size
     assert load(MODEL, Settings(draft="meshnode-demo")).draft is not None
+
+
+def test_other_models_have_no_companions(tmp_path: Path) -> None:
+    settings = Settings(ctx=32, draft="meshnode-demo")
+    assert load(MODEL, settings).draft is not None
+    found = plain(MODEL, settings)
+    assert (found.context, found.draft) == (32, None)
 
 
 def test_model_is_no_projector(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2p_mesh.core.names import ModelId, RequestId
+from p2p_mesh.core.names import ModelId, PeerId, RequestId
 from p2p_mesh.core.records import EmbedQuery, InferenceRequest, ModelFile, TextPrompt
 from p2p_mesh.errors import Loading, LocalError, UnknownModel
 from p2p_mesh.hookspecs import hookimpl
@@ -20,7 +20,7 @@ from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.node.node import Node
 from p2p_mesh.plugins import Plugins
 from p2p_mesh.serve.backend import Load, Offer, Source
-from p2p_mesh.serve.store import Digests
+from p2p_mesh.serve.store import Digests, Stock
 from p2p_mesh.settings import Settings
 from p2p_mesh.state import Belonging
 from p2p_mesh.testing.backend import Echo
@@ -44,7 +44,7 @@ def node(
     plugins.add("echo", lambda: echo)
     plugins.ask(Settings())
     return Node(
-        Settings(data_dir=str(tmp_path), **settings), [MODEL], (), plugins,
+        Settings(data_dir=str(tmp_path), **settings), Stock((MODEL,)), (), plugins,
         Digests(tmp_path / "digests.json"), Journal(*([said.append] if said is not None else [])),
     )  # fmt: skip
 
@@ -96,34 +96,14 @@ async def test_peer_gets_this_nodes_models_only(tmp_path: Path) -> None:
         id=RequestId("r"), model=ModelId("m"), prompt=TextPrompt(text="hello")
     )
     with pytest.raises(Loading):
-        async with mine._answer_peer(request):
+        async with mine._answer_peer(request, PeerId("p")):
             pass
     with pytest.raises(UnknownModel):
-        mine._answer_peer(msgspec.structs.replace(request, model=ModelId("other")))
+        mine._answer_peer(msgspec.structs.replace(request, model=ModelId("other")), PeerId("p"))
     with pytest.raises(Loading):
-        await mine._reply_peer(EmbedQuery(model=ModelId("m"), inputs=("x",)))
+        await mine._reply_peer(EmbedQuery(model=ModelId("m"), inputs=("x",)), PeerId("p"))
     with pytest.raises(UnknownModel):
-        await mine._reply_peer(EmbedQuery(model=ModelId("other"), inputs=("x",)))
-
-
-def test_listening_makes_a_key_and_shows_it_once(tmp_path: Path) -> None:
-    said: list[Entry] = []
-    policies = [node(tmp_path, said, listen=True)._policy(tmp_path) for _ in range(2)]
-    assert policies[0].api_key == policies[1].api_key is not None
-    assert [entry.event for entry in said] == ["api_key"]
-    assert node(tmp_path, listen=True, api_key="mine")._policy(tmp_path).api_key == "mine"
-    assert node(tmp_path)._policy(tmp_path).api_key is None
-
-
-async def test_digest_is_learned_beside(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    path.write_bytes(b"x")
-    mine = node(tmp_path)
-    hosted = mine.hosted["m"]
-    hosted.load = Load(msgspec.structs.replace(MODEL, path=str(path)))
-    await mine._learn_digest(hosted)
-    assert hosted.digest is not None
-    assert hosted.digest.startswith("2d711642")
+        await mine._reply_peer(EmbedQuery(model=ModelId("other"), inputs=("x",)), PeerId("p"))
 
 
 class Elsewhere:
@@ -146,14 +126,12 @@ async def test_offers_stand_beside_the_files(tmp_path: Path) -> None:
         assert {name: one.state for name, one in mine.hosted.items()} == {
             "m": "loading", "far": "loading"
         }  # fmt: skip
-        await mine._learn_digest(mine.hosted["far"])
-        assert mine.hosted["far"].digest is None
         nursery.cancel_scope.cancel()
 
 
 async def test_server_elsewhere_is_no_device_of_this_node(tmp_path: Path) -> None:
     mine = node(tmp_path)
-    far = mine.hosted["far"] = mine._host(
+    far = mine.hosted["far"] = mine.models.host(
         Offer(ModelId("far"), lambda: Echo().open(Load(MODEL), NoMesh()))
     )
     async with trio.open_nursery() as nursery:

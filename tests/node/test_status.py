@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
+import msgspec
+
 from p2p_mesh.core.inventory import Offer
 from p2p_mesh.core.invite import Member
 from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.records import Announcement, Resources, ServedModel
 from p2p_mesh.node.status import status
 from p2p_mesh.testing.backend import Echo
-from tests.node.test_node import node
+from tests.node.test_node import MODEL, node
 from tests.node.test_sources import Scripted
 
 
@@ -52,6 +54,18 @@ def test_peers_are_those_that_announce_and_those_that_are_connected(tmp_path: Pa
     }
 
 
+def test_what_stands_by_and_what_is_wanted_is_shown(tmp_path: Path) -> None:
+    mine = node(tmp_path)
+    mine.models.stand_by([msgspec.structs.replace(MODEL, id=ModelId("large"), size_bytes=9)])
+    mine.models.wish([ModelId("far")])
+    mine.answers.counted(ModelId("large"))
+    found = status(mine, 0.0)
+    assert found["standby"] == [{"id": "large", "digest": None, "size_bytes": 9}]
+    assert found["wishes"] == ["far"]
+    assert found["demand"] == {"far": 1.0, "large": 0.69}
+    assert found["models"][0]["planned"] is False
+
+
 def test_endpoints_are_shown_with_their_last_word(tmp_path: Path) -> None:
     mine = node(tmp_path, None, Scripted(Echo()))
     (sourced,) = mine.sourced
@@ -59,3 +73,31 @@ def test_endpoints_are_shown_with_their_last_word(tmp_path: Path) -> None:
     assert status(mine, 0.0)["endpoints"] == [
         {"name": "foreign:8080", "state": "failed", "reason": "it wants a key"}
     ]
+
+
+def test_node_that_hangs_is_suspect_though_it_is_connected(tmp_path: Path) -> None:
+    mine = node(tmp_path)
+    announcement = Announcement(
+        sequence=(1, 1), issued_at=0, lifetime=60, name="bob", version="1",
+        resources=Resources(memory_total=1, memory_free=1, threads=1),
+    )  # fmt: skip
+    mine.inventory.apply(Offer(PeerId("b"), announcement, b"", 60.0))
+    mine.inventory.suspect(PeerId("b"))
+
+    class Connected:
+        connected = {PeerId("b"): Member(PeerId("b"), "member", None)}  # noqa: RUF012
+
+    mine.members = Connected()  # type: ignore[assignment]
+    assert [one["state"] for one in status(mine, 0.0)["peers"]] == ["suspect"]
+
+
+def test_what_is_unloaded_and_who_is_out_is_shown(tmp_path: Path) -> None:
+    mine = node(tmp_path, accept_owner=("mo1_x",))
+    found = status(mine, 0.0)
+    assert (found["unloading"], found["owners"]) == ([], ["mo1_x"])
+    assert (found["revoked_peers"], found["is_revoked"], found["is_holder"]) == (0, False, False)
+
+
+def test_resources_are_whole_on_a_plain_processor(tmp_path: Path) -> None:
+    # "cpu" is the default of the record, and what travels leaves defaults out.
+    assert status(node(tmp_path), 0.0)["resources"]["device"] == "cpu"
