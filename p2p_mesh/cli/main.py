@@ -15,6 +15,14 @@ _COMMANDS = {
     "run": "p2p_mesh.cli.run",
     "status": "p2p_mesh.cli.status",
     "invite": "p2p_mesh.cli.invite",
+    "invites": "p2p_mesh.cli.invites",
+    "revoke": "p2p_mesh.cli.revoke",
+    "load": "p2p_mesh.cli.load",
+    "unload": "p2p_mesh.cli.unload",
+    "control": "p2p_mesh.cli.control",
+    "owner": "p2p_mesh.cli.owner",
+    "mesh": "p2p_mesh.cli.mesh",
+    "rotate-key": "p2p_mesh.cli.rotation",
     "plugins": "p2p_mesh.cli.plugins",
     "completion": "p2p_mesh.cli.completion",
 }
@@ -27,6 +35,7 @@ Examples:
   meshnode run --model qwen3-8b.gguf    serve a model of your own
   meshnode run --join @token.txt        join a friend's mesh
   meshnode status                       what the running node does
+  meshnode load qwen3-8b.gguf           have it serve one more model
 """
 
 

@@ -7,8 +7,8 @@ import json
 import queue
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -167,6 +167,39 @@ def as_json(value: Any) -> None:
 
 def line(text: str) -> None:
     _print(sys.stdout, plain(text) if text else text)
+
+
+def note(message: str) -> None:
+    """One line on standard error, for people: standard output holds what was asked for."""
+    Terminal(stderr=True, highlight=False, soft_wrap=True).print(Text(plain(message), "dim"))
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Shows what is waited for, as one line on standard error that changes; a terminal only."""
+    shown = 0
+
+    def show(text: str) -> None:
+        nonlocal shown
+        sys.stderr.write("\r" + plain(text).ljust(shown))
+        sys.stderr.flush()
+        shown = len(plain(text))
+
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    try:
+        yield show
+    finally:
+        sys.stderr.write("\r" + " " * shown + "\r")
+        sys.stderr.flush()
+
+
+def date(seconds: float | None) -> str:
+    """A time in the terminal's own zone; a dash for none."""
+    if seconds is None:
+        return "-"
+    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def error(message: str) -> None:

@@ -13,14 +13,16 @@ import click
 import trio
 
 from p2p_mesh import settings as settings_module
+from p2p_mesh import state
 from p2p_mesh.cli import output
-from p2p_mesh.core.invite import read_token
+from p2p_mesh.core.invite import Ticket, read_token
 from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import MeshError, SettingsError
 from p2p_mesh.journal import Journal
 from p2p_mesh.node.node import Node
 from p2p_mesh.plugins import Plugins
 from p2p_mesh.serve import store
+from p2p_mesh.serve.store import Stock
 from p2p_mesh.settings import Settings
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -43,6 +45,7 @@ environment; with several endpoints, MESHNODE_ENDPOINT_KEY_1, _2 and so on.
 Examples:
   meshnode run
   meshnode run --model ~/models/qwen3-8b-q4_k_m.gguf --ctx 8192
+  meshnode run --standby ~/models
   meshnode run --endpoint http://localhost:11434
   meshnode run --join @token.txt
   meshnode run --client --join - < token.txt
@@ -63,6 +66,13 @@ Examples:
     multiple=True,
     metavar="TOKEN",
     help="Join the mesh of this invite. Repeatable: more ways into the same mesh.",
+)
+@click.option(
+    "--standby",
+    multiple=True,
+    metavar="REF",
+    type=click.Path(),
+    help="A GGUF file, or a folder of them, to serve when the mesh wants it. Repeatable.",
 )
 @click.option("--client", is_flag=True, default=None, help="Serve nothing; only ask.")
 @click.option("--port", metavar="N", help="Port of the OpenAI API.  [default: 9337]")
@@ -149,6 +159,12 @@ Examples:
     help="A web origin whose pages may call the API. Repeatable.",
 )
 @click.option(
+    "--accept-owner",
+    multiple=True,
+    metavar="PUBKEY",
+    help="Obey this owner: list, load and unload models, and stop. Repeatable.",
+)
+@click.option(
     "--log-format", type=click.Choice(["pretty", "json"]), help="How to log.  [default: pretty]"
 )
 def command(**flags: Any) -> int:
@@ -170,13 +186,25 @@ def _run(settings: Settings, journal: Journal) -> int:
     tickets = tuple(read_token(token) for token in settings.join)
     digests = store.Digests(settings_module.cache_dir() / "digests.json")
     is_client = any(ticket.invite.role == "client" for ticket in tickets)
-    models = store.select(_references(settings, is_client=is_client), digests)
+    stock = store.stock(
+        _references(settings, is_client=is_client),
+        settings.standby,
+        digests,
+        may_wish=_has_mesh(settings, tickets),
+    )
+    for note in stock.notes:
+        journal.warning("standby_left_out", note)
+    if settings.client and not _has_mesh(settings, tickets):
+        journal.warning(
+            "nothing_served", "This node serves nothing and starts a mesh of its own. To ask "
+            "another mesh, add --join TOKEN; to have models here, let a node join that has some",
+        )  # fmt: skip
     plugins = Plugins()
     plugins.load()
     plugins.ask(settings)
     _allow_files()
     try:
-        trio.run(_until_signal, settings, models, tickets, plugins, digests, journal)
+        trio.run(_until_signal, settings, stock, tickets, plugins, digests, journal)
     except* MeshError as group:
         raise _first(group) from None
     return 0
@@ -192,13 +220,20 @@ def _allow_files() -> None:
 
 def _references(settings: Settings, *, is_client: bool = False) -> tuple[str, ...]:
     """The models to serve; `is_client`: by its invite, the node may only ask."""
-    if settings.client and (settings.model or settings.endpoint):
-        wrong = "--model" if settings.model else "--endpoint"
+    serving = {"--model": settings.model, "--endpoint": settings.endpoint,
+               "--standby": settings.standby}  # fmt: skip
+    if settings.client and any(serving.values()):
+        wrong = next(flag for flag, given in serving.items() if given)
         raise SettingsError(f"--client serves nothing; leave out {wrong}, or --client")
     _check_companions(settings)
-    if settings.client or ((is_client or settings.endpoint) and not settings.model):
-        return ()
+    if settings.client or is_client or settings.endpoint or settings.standby:
+        return settings.model
     return settings.model or (store.DEFAULT_MODEL,)
+
+
+def _has_mesh(settings: Settings, tickets: tuple[Ticket, ...]) -> bool:
+    """Whether there is a mesh that could be asked for what is no file here."""
+    return bool(tickets) or bool(state.meshes(settings.data_path))
 
 
 def _check_companions(settings: Settings) -> None:
@@ -219,9 +254,9 @@ def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
 
 
 async def _until_signal(
-    settings: Settings, models: Any, tickets: Any, plugins: Plugins, digests: Any, journal: Journal
+    settings: Settings, stock: Stock, tickets: Any, plugins: Plugins, digests: Any, journal: Journal
 ) -> None:
-    node = Node(settings, models, tickets, plugins, digests, journal)
+    node = Node(settings, stock, tickets, plugins, digests, journal)
     with trio.open_signal_receiver(*SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -229,7 +264,14 @@ async def _until_signal(
                 await node.run()
                 nursery.cancel_scope.cancel()
 
+            async def obey() -> None:
+                await node.control.wait_stopped()
+                journal.info("stopping", "An owner orders: stopping", signal=None)
+                _leave_by(STOP_SECONDS)
+                nursery.cancel_scope.cancel()
+
             nursery.start_soon(live)
+            nursery.start_soon(obey)
             async for number in signals:
                 name = signal.Signals(number).name
                 journal.info("stopping", f"{name}: stopping", signal=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from p2p_mesh.cli.client import Client, data_dir_option, json_option
 @data_dir_option
 @json_option
 def command(data_dir: str | None, as_json: bool) -> None:
-    """Show the running node: its addresses, models, endpoints and peers.
+    """Show the running node: its addresses, models, endpoints and peers, and who is suspect.
 
     \b
     Examples:
@@ -29,25 +30,45 @@ def command(data_dir: str | None, as_json: bool) -> None:
 
 
 def _show(found: dict[str, Any]) -> None:
+    _show_head(found)
+    for title, rows in _tables(found):
+        if rows:
+            output.line("")
+            output.table(title, rows)
+
+
+def _show_head(found: dict[str, Any]) -> None:
     output.line(f"{found['name']}  meshnode {found['version']}, up {found['uptime_s']:.0f} s")
     for label, key in (("API", "api_url"), ("Console", "console_url"), ("Peer", "peer_id"),
                        ("Mesh", "mesh_id"), ("Role", "role")):  # fmt: skip
         output.line(f"  {label:<8} {found[key] or 'starting'}")
-    if found["models"]:
-        output.line("")
-        output.table(
-            ("MODEL", "STATE", "CONTEXT", "SLOTS", "ACTIVE", "QUEUED", "DEVICE"),
-            [_model(one) for one in found["models"]],
-        )
-    if found["endpoints"]:
-        output.line("")
-        output.table(
-            ("ENDPOINT", "STATE", "REASON"),
-            [[one["name"], one["state"], one["reason"] or "-"] for one in found["endpoints"]],
-        )
-    if found["peers"]:
-        output.line("")
-        output.table(("PEER", "NAME", "STATE", "MODELS"), [_peer(one) for one in found["peers"]])
+    for owner in found["owners"]:
+        output.line(f"  Owner    {owner}")
+    if found["is_revoked"]:
+        output.line("  Revoked  this node's membership was taken back; it goes on alone")
+    if found["revoked_peers"]:
+        output.line(f"  Revoked  {found['revoked_peers']} of this mesh's peers")
+
+
+def _tables(found: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], list[list[str]]]]:
+    yield (
+        ("MODEL", "STATE", "CONTEXT", "SLOTS", "ACTIVE", "QUEUED", "DEVICE"),
+        [_model(one) for one in found["models"]],
+    )
+    yield (
+        ("UNLOADING", "ACTIVE", "QUEUED"),
+        [[one["id"], str(one["active"]), str(one["queued"])] for one in found["unloading"]],
+    )
+    yield ("STANDBY", "SIZE", "DIGEST"), [_standby(one) for one in found["standby"]]
+    yield (
+        ("DEMAND", "REQUESTS A MINUTE"),
+        [[model, f"{rate:.1f}"] for model, rate in found["demand"].items()],
+    )
+    yield (
+        ("ENDPOINT", "STATE", "REASON"),
+        [[one["name"], one["state"], one["reason"] or "-"] for one in found["endpoints"]],
+    )
+    yield ("PEER", "NAME", "STATE", "MODELS"), [_peer(one) for one in found["peers"]]
 
 
 def _model(one: dict[str, Any]) -> list[str]:
@@ -55,6 +76,10 @@ def _model(one: dict[str, Any]) -> list[str]:
     numbers = [str(one[key] if one[key] is not None else "-") for key in ("context", "slots")]
     counts = [str(one[key]) for key in ("active", "queued")]
     return [one["id"], one["error"] or state, *numbers, *counts, one.get("device") or "-"]
+
+
+def _standby(one: dict[str, Any]) -> list[str]:
+    return [one["id"], f"{one['size_bytes'] / 1e9:.1f} GB", (one["digest"] or "-")[:12]]
 
 
 def _peer(one: dict[str, Any]) -> list[str]:

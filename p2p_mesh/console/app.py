@@ -4,6 +4,7 @@ or reveals a secret needs the token that the node writes to its node.json.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from types import MappingProxyType
@@ -14,10 +15,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
+from p2p_mesh.core.control import Command, ListModels, LoadModel, StopNode, UnloadModel
+from p2p_mesh.core.invite import MAX_TOKEN, MAX_USES
+from p2p_mesh.core.names import Digest
 from p2p_mesh.core.records import Role
 from p2p_mesh.errors import RequestError
 from p2p_mesh.http.application import application
-from p2p_mesh.http.body import Fields, integer, parse, text
+from p2p_mesh.http.body import Fields, integer, parse, text, word
 from p2p_mesh.http.guard import Access, Policy
 from p2p_mesh.journal import Journal
 
@@ -38,6 +42,9 @@ _PAGE_HEADERS = {
     "x-content-type-options": "nosniff",
 }
 
+MAX_NAME = MAX_TOKEN
+"""Characters of what names a model, a peer or an invite; a token is the longest."""
+
 _NO_ROUTES: Mapping[str, Sequence[BaseRoute]] = MappingProxyType({})
 
 
@@ -48,15 +55,45 @@ class Console(Protocol):
         """Plain values; docs/api.md has the shape."""
         ...
 
-    async def invite(self, role: Role, until: int | None) -> str:
-        """A new invite, as a token; memberships from it last `until` then, in Unix seconds.
-        Raises LocalError where this node does not hold the mesh key.
+    async def invite(
+        self, role: Role, until: int | None, uses: int | None = None, join_by: int | None = None
+    ) -> str:
+        """A new invite, as a token; memberships from it last `until` then, and `uses` nodes come
+        in by it until `join_by`, in Unix seconds. Raises LocalError where this node does not hold
+        the mesh key.
         """
+        ...
+
+    async def invites(self) -> list[dict[str, Any]]:
+        """The invites that were made here. Raises LocalError as `invite` does."""
+        ...
+
+    async def revoke(self, text: str) -> dict[str, Any]:
+        """Takes an invite back, or a peer's membership: the `version` of the revocation, and the
+        `peers` that are out. Raises LocalError.
+        """
+        ...
+
+
+class Commands(Protocol):
+    """What the owner has this node do, and orders others to do."""
+
+    async def load(self, reference: str) -> str:
+        """Begins to load a model; its id. Raises ModelError and LocalError."""
+        ...
+
+    async def unload(self, reference: str) -> str:
+        """Begins to unload a model; its id. Raises LocalError."""
+        ...
+
+    async def order(self, peer: str, command: Command) -> dict[str, Any]:
+        """What the peer reports. Raises MeshError."""
         ...
 
 
 def create_app(
     console: Console,
+    commands: Commands,
     *,
     policy: Policy,
     token: str,
@@ -64,13 +101,18 @@ def create_app(
     journal: Journal,
 ) -> ASGIApp:
     """The management port as an ASGI application; `routes` are the plugins', by plugin."""
-    endpoints = Endpoints(console)
+    endpoints, orders = Endpoints(console), Orders(commands)
     plugins = [Mount(f"/plugins/{name}", routes=list(own)) for name, own in routes.items()]
     return application(
         [
             *_page(),
             Route("/api/status", endpoints.status),
+            Route("/api/invites", endpoints.invites, methods=["GET"]),
             Route("/api/invites", endpoints.invite, methods=["POST"]),
+            Route("/api/revocations", endpoints.revoke, methods=["POST"]),
+            Route("/api/load", orders.load, methods=["POST"]),
+            Route("/api/unload", orders.unload, methods=["POST"]),
+            Route("/api/orders", orders.order, methods=["POST"]),
             *plugins,
         ],
         policy=policy,
@@ -94,15 +136,71 @@ class Endpoints:
         self._console = console
 
     async def status(self, _request: Request) -> Response:
-        return JSONResponse(self._console.status(), headers={"cache-control": "no-store"})
+        return _fresh(self._console.status())
+
+    async def invites(self, _request: Request) -> Response:
+        return _fresh({"invites": await self._console.invites()})
 
     async def invite(self, request: Request) -> Response:
         fields = Fields(parse(await request.body()))
         role = fields.take("role", _role) or "member"
         until = fields.take("until", integer(0, 2**53))
+        uses = fields.take("uses", integer(1, MAX_USES))
+        join_by = fields.take("join_by", integer(0, 2**53))
         fields.end()
-        invite = await self._console.invite(role, until)
-        return JSONResponse({"invite": invite}, headers={"cache-control": "no-store"})
+        return _fresh({"invite": await self._console.invite(role, until, uses, join_by)})
+
+    async def revoke(self, request: Request) -> Response:
+        return _fresh(await self._console.revoke(await _only(request, "what")))
+
+
+class Orders:
+    """What has this node, or another one of its owner, do something."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+
+    async def load(self, request: Request) -> Response:
+        return _fresh({"model": await self._commands.load(await _only(request, "model"))})
+
+    async def unload(self, request: Request) -> Response:
+        return _fresh({"model": await self._commands.unload(await _only(request, "model"))})
+
+    async def order(self, request: Request) -> Response:
+        fields = Fields(parse(await request.body()))
+        peer = fields.require("peer", _name)
+        name = fields.require("command", word("list", "load", "unload", "stop"))
+        if name in ("load", "unload"):
+            digest = fields.require("digest", _digest)
+            command: Command = (LoadModel if name == "load" else UnloadModel)(digest=digest)
+        else:
+            command = ListModels() if name == "list" else StopNode()
+        fields.end()
+        return _fresh(await self._commands.order(peer, command))
+
+
+def _fresh(value: Any) -> Response:
+    return JSONResponse(value, headers={"cache-control": "no-store"})
+
+
+async def _only(request: Request, field: str) -> str:
+    """The one field of a body."""
+    fields = Fields(parse(await request.body()))
+    value = fields.require(field, _name)
+    fields.end()
+    return value
+
+
+def _name(value: Any, name: str) -> str:
+    if not 0 < len(text(value, name)) <= MAX_NAME:
+        raise RequestError(f"{name} must have 1 to {MAX_NAME} characters", param=name)
+    return str(value)
+
+
+def _digest(value: Any, name: str) -> Digest:
+    if not re.fullmatch(r"[0-9a-f]{64}", text(value, name)):
+        raise RequestError(f"{name} must be a SHA-256 in 64 hexadecimal digits", param=name)
+    return Digest(value)
 
 
 def _role(value: Any, name: str) -> Role:

@@ -24,6 +24,9 @@ STATUS: dict[str, Any] = {
         {"id": "big", "state": "failed", "progress": 0, "error": "too big", "context": 8,
          "slots": 1, "active": 1, "queued": 2},
     ],
+    "unloading": [{"id": "old", "active": 1, "queued": 0}],
+    "standby": [{"id": "spare", "digest": "0123456789abcdef", "size_bytes": 2_500_000_000}],
+    "demand": {"tiny": 12.34}, "owners": ["mo1_x"], "is_revoked": True, "revoked_peers": 2,
     "endpoints": [
         {"name": "h:8080", "state": "failed", "reason": "wants a key"},
         {"name": "h:8081", "state": "ready", "reason": ""},
@@ -91,6 +94,14 @@ def test_status_for_people(node: Path, capsys: pytest.CaptureFixture[str]) -> No
         "h:8080",
         "failed",
         "wants a key",
+        "UNLOADING",
+        "12.3",
+        "spare",
+        "2.5 GB",
+        "0123456789ab",
+        "mo1_x",
+        "goes on alone",
+        "2 of this mesh's peers",
     ):
         assert text in shown
 

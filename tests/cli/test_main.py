@@ -11,7 +11,8 @@ import pytest
 from p2p_mesh import __version__
 from p2p_mesh.cli.main import execute
 
-COMMANDS = ["run", "status", "invite", "plugins", "completion"]
+COMMANDS = ["run", "status", "invite", "invites", "revoke", "load", "unload", "control", "owner",
+            "mesh", "rotate-key", "plugins", "completion"]  # fmt: skip
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,6 +58,10 @@ def test_every_command_has_help_with_examples(
         (["run", "--client", "--model", "x"], "--client serves nothing"),
         (["invite", "--role", "king"], "king"),
         (["invite", "--until", "soon"], "--until 'soon' is no time"),
+        (["invite", "--join-by", "soon"], "--join-by 'soon' is no time"),
+        (["invite", "--uses", "0"], "--uses"),
+        (["run", "--accept-owner", "bob"], "no public key of an owner"),
+        (["control", "box", "explode"], "explode"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_code_2(

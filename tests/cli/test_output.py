@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,3 +139,38 @@ def test_character_that_the_terminal_lacks_is_escaped(tmp_path: Path) -> None:
         sink.write("caf\u00e9\n")
         sink.close()
     assert path.read_text() == "caf\\xe9\n"
+
+
+def test_notes_go_beside_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    output.note("keep \x1b[2J this " + "word " * 40)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("keep \\x1b[2J this word")
+    assert said.err.count("\n") == 1
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_one_line_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with output.progress() as show:
+        show("loading 10%")
+        show("done\n")
+    assert "\n" not in screen.getvalue()
+    assert screen.getvalue().startswith("\rloading 10%\rdone")
+    assert screen.getvalue().endswith("\r")
+
+
+def test_progress_is_for_terminals_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.progress() as show:
+        show("loading")
+    assert capsys.readouterr().err == ""
+
+
+def test_dates_are_short() -> None:
+    assert output.date(None) == "-"
+    assert len(output.date(0)) == len("1970-01-01 00:00")

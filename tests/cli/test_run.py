@@ -5,10 +5,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from p2p_mesh import state
 from p2p_mesh.cli import run
-from p2p_mesh.cli.run import _first, _references
-from p2p_mesh.errors import SettingsError
+from p2p_mesh.cli.run import _first, _has_mesh, _references, _run
+from p2p_mesh.core.invite import make_invite, read_token
+from p2p_mesh.core.signature import public_bytes
+from p2p_mesh.errors import ModelError, SettingsError
+from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.serve.store import DEFAULT_MODEL
 from p2p_mesh.settings import Settings, load
 
@@ -21,17 +26,53 @@ def test_without_a_model_the_bundled_one_is_served() -> None:
     assert _references(Settings(model=("a.gguf",)), is_client=True) == ("a.gguf",)
 
 
+def test_with_files_that_stand_by_the_bundled_model_is_not_served() -> None:
+    settings = Settings(standby=("~/models",))
+    assert _references(settings) == ()
+    assert _references(msgspec.structs.replace(settings, model=("a.gguf",))) == ("a.gguf",)
+
+
+def test_wish_needs_a_mesh(tmp_path: Path) -> None:
+    settings = Settings(data_dir=str(tmp_path), model=("nowhere",))
+    assert not _has_mesh(settings, ())
+    with pytest.raises(ModelError, match="there is no model 'nowhere'"):
+        _run(settings, Journal())
+    key = Ed25519PrivateKey.generate()
+    ticket = read_token(make_invite(key, b"s" * 32, name="home"))
+    assert _has_mesh(settings, (ticket,))
+    state.belong(tmp_path, (), public_bytes(key), "home", 0.0)
+    assert _has_mesh(settings, ())
+
+
 def test_with_an_endpoint_the_bundled_model_is_not_served() -> None:
     settings = Settings(endpoint=("http://localhost:8080",))
     assert _references(settings) == ()
     assert _references(msgspec.structs.replace(settings, model=("a.gguf",))) == ("a.gguf",)
 
 
-@pytest.mark.parametrize("given", [{"model": ("a.gguf",)}, {"endpoint": ("http://h",)}])
+@pytest.mark.parametrize(
+    "given", [{"model": ("a.gguf",)}, {"endpoint": ("http://h",)}, {"standby": ("a.gguf",)}]
+)
 def test_client_serves_nothing(given: dict[str, tuple[str, ...]]) -> None:
     (name,) = given
     with pytest.raises(SettingsError, match=f"leave out --{name}, or --client"):
         _references(msgspec.structs.replace(Settings(client=True), **given))
+
+
+def test_client_without_a_mesh_is_told_that_nothing_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Settings] = []
+    monkeypatch.setattr("trio.run", lambda _, settings, *__: started.append(settings))
+    settings = Settings(client=True, data_dir=str(tmp_path))
+    entries: list[Entry] = []
+    assert run._run(settings, Journal(entries.append)) == 0
+    assert [entry.event for entry in entries] == ["nothing_served"]
+    with state.locked(tmp_path):
+        state.belong(tmp_path, (), b"n" * 32, "home", 0.0)
+    assert run._run(settings, Journal(entries.append)) == 0
+    assert started == [settings, settings]
+    assert len(entries) == 1
 
 
 @pytest.mark.parametrize("name", ["draft", "mmproj"])

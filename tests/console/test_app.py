@@ -9,29 +9,59 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from p2p_mesh.console.app import PAGE, create_app
+from p2p_mesh.core.control import Command, ListModels, LoadModel, StopNode, UnloadModel
+from p2p_mesh.core.names import Digest
 from p2p_mesh.core.records import Role
 from p2p_mesh.errors import LocalError
 from p2p_mesh.http.guard import Policy
 from p2p_mesh.journal import Entry, Journal
 
 TOKEN = "from-node.json"
+DIGEST = Digest("ab" * 32)
 STATUS = {"name": "box", "models": [], "peers": []}
 STATIC = Path("p2p_mesh/console/static")
 
 
 class FakeConsole:
     def __init__(self, *, holds_key: bool = True) -> None:
-        self.invited: list[tuple[Role, int | None]] = []
+        self.invited: list[tuple[Role, int | None, int | None, int | None]] = []
+        self.revoked: list[str] = []
         self._holds_key = holds_key
 
     def status(self) -> dict[str, Any]:
         return STATUS
 
-    async def invite(self, role: Role, until: int | None) -> str:
+    async def invite(
+        self, role: Role, until: int | None, uses: int | None = None, join_by: int | None = None
+    ) -> str:
         if not self._holds_key:
             raise LocalError("this node does not hold the key of its mesh")
-        self.invited.append((role, until))
+        self.invited.append((role, until, uses, join_by))
         return "mesh-token"
+
+    async def invites(self) -> list[dict[str, Any]]:
+        return [{"id": "0123456789ab"}]
+
+    async def revoke(self, text: str) -> dict[str, Any]:
+        self.revoked.append(text)
+        return {"version": 1, "peers": [text]}
+
+
+class FakeCommands:
+    def __init__(self) -> None:
+        self.told: list[tuple[str, object]] = []
+
+    async def load(self, reference: str) -> str:
+        self.told.append(("load", reference))
+        return "m"
+
+    async def unload(self, reference: str) -> str:
+        self.told.append(("unload", reference))
+        return "m"
+
+    async def order(self, peer: str, command: Command) -> dict[str, Any]:
+        self.told.append((peer, command))
+        return {"models": []}
 
 
 async def greet(request: Request) -> Response:
@@ -40,6 +70,7 @@ async def greet(request: Request) -> Response:
 
 def client(
     console: FakeConsole | None = None,
+    commands: FakeCommands | None = None,
     *,
     policy: Policy | None = None,
     key: str | None = None,
@@ -47,6 +78,7 @@ def client(
 ) -> httpx.AsyncClient:
     app: Any = create_app(
         console or FakeConsole(),
+        commands or FakeCommands(),
         policy=policy or Policy(),
         token=TOKEN,
         routes={"hello": [Route("/greet", greet, methods=["GET", "POST"])]},
@@ -70,7 +102,79 @@ async def test_invite_is_made() -> None:
     http = client(console, key=TOKEN)
     assert (await http.post("/api/invites", json={})).json() == {"invite": "mesh-token"}
     await http.post("/api/invites", json={"role": "client", "until": 1_800_000_000})
-    assert console.invited == [("member", None), ("client", 1_800_000_000)]
+    await http.post("/api/invites", json={"uses": 2, "join_by": 1_800_000_000})
+    assert console.invited == [
+        ("member", None, None, None),
+        ("client", 1_800_000_000, None, None),
+        ("member", None, 2, 1_800_000_000),
+    ]
+
+
+async def test_invites_are_shown() -> None:
+    response = await client().get("/api/invites")
+    assert response.json() == {"invites": [{"id": "0123456789ab"}]}
+
+
+async def test_invite_or_peer_is_revoked() -> None:
+    console = FakeConsole()
+    response = await client(console, key=TOKEN).post("/api/revocations", json={"what": "12D3"})
+    assert response.json() == {"version": 1, "peers": ["12D3"]}
+    assert console.revoked == ["12D3"]
+
+
+async def test_models_are_loaded_and_unloaded() -> None:
+    commands = FakeCommands()
+    http = client(commands=commands, key=TOKEN)
+    for name in ("load", "unload"):
+        assert (await http.post(f"/api/{name}", json={"model": "0123"})).json() == {"model": "m"}
+    assert commands.told == [("load", "0123"), ("unload", "0123")]
+
+
+@pytest.mark.parametrize(
+    ("body", "command"),
+    [
+        ({"command": "list"}, ListModels()),
+        ({"command": "stop"}, StopNode()),
+        ({"command": "load", "digest": DIGEST}, LoadModel(digest=DIGEST)),
+        ({"command": "unload", "digest": DIGEST}, UnloadModel(digest=DIGEST)),
+    ],
+)
+async def test_orders_go_to_a_peer(body: dict[str, Any], command: Command) -> None:
+    commands = FakeCommands()
+    http = client(commands=commands, key=TOKEN)
+    response = await http.post("/api/orders", json={"peer": "12D3", **body})
+    assert response.json() == {"models": []}
+    assert commands.told == [("12D3", command)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("revocations", {}, "what"),
+        ("revocations", {"what": ""}, "what"),
+        ("revocations", {"what": "x" * 20_000}, "what"),
+        ("load", {"model": 5}, "model"),
+        ("load", {"model": "m", "force": True}, "force"),
+        ("unload", {}, "model"),
+        ("orders", {"peer": "12D3", "command": "explode"}, "command"),
+        ("orders", {"peer": "12D3", "command": "load"}, "digest"),
+        ("orders", {"peer": "12D3", "command": "load", "digest": "/etc/passwd"}, "digest"),
+        ("orders", {"peer": "12D3", "command": "stop", "digest": DIGEST}, "digest"),
+    ],
+)
+async def test_wrong_command_is_named(path: str, body: dict[str, Any], param: str) -> None:
+    commands, console = FakeCommands(), FakeConsole()
+    response = await client(console, commands, key=TOKEN).post(f"/api/{path}", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert (commands.told, console.revoked) == ([], [])
+
+
+@pytest.mark.parametrize("path", ["revocations", "load", "unload", "orders"])
+async def test_whatever_changes_something_needs_the_token(path: str) -> None:
+    for key in (None, "wrong"):
+        response = await client(key=key).post(f"/api/{path}", json={})
+        assert response.status_code == 401
 
 
 async def test_invite_needs_the_token() -> None:
@@ -88,7 +192,9 @@ async def test_invite_needs_the_token() -> None:
         ({"role": 5}, "role"),
         ({"until": -1}, "until"),
         ({"until": "tomorrow"}, "until"),
-        ({"uses": 1}, "uses"),
+        ({"uses": 0}, "uses"),
+        ({"join_by": "tomorrow"}, "join_by"),
+        ({"seeds": 1}, "seeds"),
     ],
 )
 async def test_wrong_invite_is_named(body: dict[str, Any], param: str) -> None:
@@ -143,7 +249,7 @@ async def test_changing_through_a_plugin_needs_the_token() -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/other", 404), ("GET", "/api/invites", 405), ("GET", "/static/console.js", 404)],
+    [("GET", "/other", 404), ("GET", "/api/load", 405), ("GET", "/static/console.js", 404)],
 )
 async def test_other_paths_fail_in_one_shape(method: str, path: str, status: int) -> None:
     response = await client().request(method, path)
@@ -173,8 +279,14 @@ def test_page_asks_nobody_else_and_writes_text_only() -> None:
 
 def test_page_shows_every_part_of_the_status() -> None:
     script = (STATIC / "console.js").read_text()
-    for name in ("name", "mesh_name", "role", "api_url", "p2p_addrs", "models", "peers", "plugins"):
+    for name in ("name", "mesh_name", "role", "api_url", "p2p_addrs", "models", "peers", "plugins",
+                 "standby", "unloading", "revoked_peers", "is_revoked", "owners"):  # fmt: skip
         assert f"status.{name}" in script
+
+
+def test_page_asks_for_invites_where_the_node_has_some() -> None:
+    script = (STATIC / "console.js").read_text()
+    assert "if (status.is_holder) await refreshInvites();" in script
 
 
 def test_page_shows_where_a_model_runs() -> None:

@@ -1,4 +1,4 @@
-// Shows what /api/status says, every two seconds. All of it is text from this node or from
+// Shows what /api/status says, and at a node that invites /api/invites, every two seconds. All of it is text from this node or from
 // peers, so it goes into the page as text only, never as markup.
 
 const EVERY = 2000;
@@ -16,7 +16,11 @@ function element(tag, content, className = "") {
 
 const dash = (value) => (value === null || value === undefined || value === "" ? "–" : String(value));
 const list = (values) => ((values ?? []).length ? values.join(", ") : "–");
-const TONES = { ready: "good", connected: "good", loaded: "good", loading: "busy", suspect: "busy", failed: "bad" };
+const TONES = {
+  ready: "good", connected: "good", loaded: "good", open: "good",
+  loading: "busy", suspect: "busy", unloading: "busy", failed: "bad", revoked: "bad",
+};
+const date = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleString() : "–");
 const state = (name) => element("span", dash(name), TONES[name] ?? "");
 
 function bytes(count) {
@@ -53,6 +57,21 @@ function modelRow(model) {
   return [dash(model.id), modelState(model), dash(model.context), requests, dash(model.device), digest];
 }
 
+function standbyRow(model) {
+  const left = (model.active ?? 0) + (model.queued ?? 0);
+  const waits = model.state ? element("span", `waiting for ${left} answers`, "small") : "";
+  const digest = element("span", model.digest ? model.digest.slice(0, 12) : "–", "mono");
+  return [dash(model.id), [state(model.state ?? "held"), waits], bytes(model.size_bytes), digest];
+}
+
+function inviteRow(invite) {
+  const standing = invite.revoked ? "revoked" : invite.closed ? "closed" : "open";
+  const used = invite.uses ? `${invite.used} of ${invite.uses}` : invite.used;
+  const who = element("span", dash(invite.id), "mono");
+  who.title = list(invite.peers);
+  return [who, state(standing), dash(invite.role), date(invite.until), dash(used), date(invite.join_by)];
+}
+
 function peerRow(peer) {
   const who = [dash(peer.name), element("span", dash(peer.peer_id), "small mono")];
   const where = element("span", list(peer.addresses), "mono");
@@ -79,6 +98,8 @@ function facts(status) {
     ["Peer id", status.peer_id],
     ["Mesh id", status.mesh_id],
     ["Addresses", list(status.p2p_addrs)],
+    ["Revoked", `${status.revoked_peers ?? 0} peers${status.is_revoked ? ", and this node" : ""}`],
+    ["Owners", list(status.owners)],
     ["Memory", `${bytes(has.memory_free)} free of ${bytes(has.memory_total)}`],
     ["Runs on", `${dash(has.device)}, ${dash(has.threads)} threads`],
     ["Up for", duration(status.uptime_s)],
@@ -96,6 +117,10 @@ function show(status) {
     ? `${dash(status.role)} of the mesh ${status.mesh_name || status.mesh_id}`
     : "not in a mesh yet";
   fill("models", status.models, modelRow);
+  const leaving = (status.unloading ?? []).map((model) => ({ ...model, state: "unloading" }));
+  const idle = leaving.concat(status.standby ?? []);
+  fill("standby", idle, standbyRow);
+  byId("held").hidden = idle.length === 0;
   fill("peers", status.peers, peerRow);
   fill("plugins", status.plugins, pluginRow);
   facts(status);
@@ -108,15 +133,28 @@ function gone(isGone) {
 }
 
 async function refresh() {
+  const response = await ask("api/status");
+  const isLocked = response.status === 401;
+  byId("key").hidden = !isLocked;
+  gone(!response.ok && !isLocked);
+  if (!response.ok) return;
+  const status = await response.json();
+  show(status);
+  if (status.is_holder) await refreshInvites();
+  byId("given").hidden = !status.is_holder;
+}
+
+async function refreshInvites() {
+  const response = await ask("api/invites");
+  if (response.ok) fill("invites", (await response.json()).invites, inviteRow);
+}
+
+function ask(path) {
   const key = sessionStorage.getItem(KEY);
-  const response = await fetch("api/status", {
+  return fetch(path, {
     headers: key ? { authorization: `Bearer ${key}` } : {},
     signal: AbortSignal.timeout(PATIENCE),
   });
-  const isLocked = response.status === 401;
-  byId("key").hidden = !isLocked;
-  if (response.ok) show(await response.json());
-  gone(!response.ok && !isLocked);
 }
 
 byId("key").addEventListener("submit", (submitted) => {
