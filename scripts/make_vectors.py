@@ -5,6 +5,7 @@ A change here is a change of a protocol: it needs a new version of it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -12,9 +13,19 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2p_mesh.core.admission import Hello, Transcript, prove
+from p2p_mesh.core.admission import Hello, Redeemed, Revocation, Transcript, ask_redeem, prove
+from p2p_mesh.core.control import (
+    Challenge,
+    LoadModel,
+    ModelState,
+    Report,
+    give_order,
+    owner_text,
+)
+from p2p_mesh.core.demand import TOPIC, DemandReport, Rate
+from p2p_mesh.core.health import Down, Ping, Pong
 from p2p_mesh.core.inventory import Announced, AskSnapshot, announce
-from p2p_mesh.core.invite import join, make_invite, public_bytes, read_token
+from p2p_mesh.core.invite import Credential, join, make_invite, read_token, redeemed, seal
 from p2p_mesh.core.names import Digest, ModelId, RequestId, mesh_id, peer_id
 from p2p_mesh.core.records import (
     Announcement,
@@ -24,6 +35,7 @@ from p2p_mesh.core.records import (
     DetokenizeQuery,
     EmbedQuery,
     InferenceRequest,
+    ModelLoad,
     RerankQuery,
     Resources,
     Resume,
@@ -39,6 +51,8 @@ from p2p_mesh.core.records import (
     Usage,
     Vectors,
 )
+from p2p_mesh.core.revocation import NOTHING, revoke_invite, revoke_peer, seal_revocation
+from p2p_mesh.core.signature import public_bytes
 from p2p_mesh.core.wire import Ask, Cancel, End, ErrorMessage, Found, Grew, Look, encode, frame
 from p2p_mesh.errors import Overloaded
 
@@ -73,6 +87,27 @@ def admission() -> dict[str, Any]:
         "hello_frame": frame(hello).hex(),
         "proof_frame": frame(prove(transcript, credential, KEYS["node"])).hex(),
         "end_frame": frame(End()).hex(),
+        **_redeemed_and_revoked(transcript, credential),
+    }
+
+
+def _redeemed_and_revoked(transcript: Transcript, credential: Credential) -> dict[str, str]:
+    token = make_invite(KEYS["mesh"], SEEDS["invite"], name="home", uses=3, join_by=1_950_000_000)
+    ticket = read_token(token)
+    node = public_bytes(KEYS["node"])
+    revoked = revoke_peer(NOTHING, public_bytes(KEYS["other"]), ticket.invite.key, [node])
+    signed = seal_revocation(revoke_invite(revoked, b"j" * 32), KEYS["mesh"])
+    mark = hashlib.sha256(signed.payload).digest()[:16]
+    hello = Hello(version=1, mesh=mesh_id(MESH), nonce=b"p" * 32, revocation=mark)
+    given = redeemed(KEYS["mesh"], ticket.invite, node)
+    return {
+        "redeem_token": token,
+        "redeem_frame": frame(ask_redeem(transcript, ticket.signed, ticket.seed)).hex(),
+        "redeemed_frame": frame(Redeemed(credential=given)).hex(),
+        "revocation": encode(signed).hex(),
+        "revoked_frame": frame(Revocation(revocation=signed)).hex(),
+        "proof_revocation_frame": frame(prove(transcript, credential, KEYS["node"], signed)).hex(),
+        "hello_revocation_frame": frame(hello).hex(),
     }
 
 
@@ -100,7 +135,27 @@ def inventory() -> dict[str, Any]:
         "announcement": encode(announcement).hex(),
         "envelope": envelope.hex(),
         "ask_frame": frame(AskSnapshot()).hex(),
+        "ask_updates_frame": frame(AskSnapshot(updates=True)).hex(),
         "announced_frame": frame(Announced(envelope=envelope)).hex(),
+    }
+
+
+def demand() -> dict[str, Any]:
+    token = make_invite(KEYS["mesh"], SEEDS["invite"], name="home", role="client")
+    report = DemandReport(
+        sequence=(1_900_000_000_000, 1),
+        issued_at=1_900_000_000.0,
+        lifetime=90.0,
+        rates=(Rate(model=ModelId("tiny"), rate=4.0),),
+        wishes=(ModelId("large"),),
+    )
+    credential = join(read_token(token), public_bytes(KEYS["node"]))
+    return {
+        "mesh_key": MESH.hex(),
+        "now": 1_900_000_000.0,
+        "report": encode(report).hex(),
+        "envelope": seal(TOPIC, encode(report), KEYS["node"], credential).hex(),
+        "totals_after_60_s": {"large": 1.0, "tiny": 2.0},
     }
 
 
@@ -190,9 +245,45 @@ def _queries() -> dict[str, str]:
     return {f"{name}_frame": frame(message).hex() for name, message in messages.items()}
 
 
+def control() -> dict[str, Any]:
+    seed, nonce, now = b"w" * 32, b"c" * 32, 1_900_000_000
+    key = Ed25519PrivateKey.from_private_bytes(seed)
+    target = peer_id(public_bytes(KEYS["node"]))
+    command = LoadModel(digest=Digest("0" * 64))
+    ordered = give_order(command, target=target, nonce=nonce, key=key, now=now)
+    models = (
+        ModelState(id=ModelId("tiny"), digest=Digest("0" * 64), state="loading", progress=0.5),
+        ModelState(id=ModelId("big"), state="failed", error="it does not fit"),
+    )
+    return {
+        "seed": seed.hex(),
+        "owner": owner_text(public_bytes(key)),
+        "target": target,
+        "nonce": nonce.hex(),
+        "now": now,
+        "order": ordered.order.payload.hex(),
+        "challenge_frame": frame(Challenge(nonce=nonce)).hex(),
+        "order_frame": frame(ordered).hex(),
+        "report_frame": frame(Report(models=models)).hex(),
+    }
+
+
+def health() -> dict[str, Any]:
+    load = ModelLoad(
+        model=ModelId("tiny"), slots=4, active=4, queued=1, prefill=900.0, first=0.25, whole=3.5
+    )
+    peer = peer_id(public_bytes(KEYS["other"]))
+    return {
+        "ping_frame": frame(Ping(number=1)).hex(),
+        "pong_frame": frame(Pong(number=1)).hex(),
+        "pong_load_frame": frame(Pong(number=2, load=(load,))).hex(),
+        "down_frame": frame(Down(peer=peer)).hex(),
+    }
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for make in (admission, inventory, inference):
+    for make in (admission, inventory, health, demand, inference, control):
         path = FOLDER / f"{make.__name__}.json"
         path.write_text(json.dumps(make(), indent=2) + "\n")
 

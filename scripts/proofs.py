@@ -7,11 +7,14 @@ import json
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 from benches.figures import Figure, show
 
+T = TypeVar("T")
 Prove = Callable[[int], Awaitable[list[Figure]]]
 """How many of what is counted, to what came of it."""
 
@@ -23,14 +26,19 @@ def main(description: str | None, counted: str, usual: int, prove: Prove) -> int
                         help=f"how many {counted} (default: {usual})")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     given = parser.parse_args()
-    try:
-        figures = trio.run(_until_told, prove, given.count)
-    except* KeyboardInterrupt:
-        sys.exit("interrupted")
+    figures = run(partial(prove, given.count))
     show(figures)
     if given.json:
         given.json.write_text(json.dumps({"figures": [one.row() for one in figures]}, indent=2))
     return 0 if all(one.holds for one in figures) else 1
+
+
+def run(program: Callable[[], Awaitable[T]]) -> T:
+    """What came of it. Ctrl-C and SIGTERM end it, with all that it started."""
+    try:
+        return trio.run(_until_told, program)
+    except* KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 def _positive(text: str) -> int:
@@ -40,12 +48,12 @@ def _positive(text: str) -> int:
     return number
 
 
-async def _until_told(prove: Prove, count: int) -> list[Figure]:
+async def _until_told(program: Callable[[], Awaitable[T]]) -> T:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_interrupt)
-        figures = await prove(count)
+        result = await program()
         nursery.cancel_scope.cancel()
-    return figures
+    return result
 
 
 async def _interrupt() -> None:

@@ -46,6 +46,7 @@ class EchoEngine:
         self._load = load
         self._pause = pause
         self._ended = trio.Event()
+        self._is_frozen = False
         self._reason = ""
         self.active = 0
 
@@ -53,6 +54,10 @@ class EchoEngine:
         """Ends the engine as a crash would."""
         self._reason = reason
         self._ended.set()
+
+    def freeze(self) -> None:
+        """Stops the engine as SIGSTOP would: from now on it says nothing, until it is ended."""
+        self._is_frozen = True
 
     def describe(self) -> Description:
         return Description(
@@ -74,8 +79,7 @@ class EchoEngine:
         before = {one.choice: one for one in request.resume}
         live = [c for c in range(request.choices) if c not in before or not before[c].finished]
         for place, word in enumerate(words):
-            await trio.sleep(self._pause)
-            self._check_alive()
+            await self._think()
             for choice in live:
                 if choice not in before or place >= len(before[choice].tokens):
                     yield _delta(request, choice, word if place == 0 else f" {word}")
@@ -85,8 +89,7 @@ class EchoEngine:
         yield Delta(choice=live[-1], finish="stop", usage=usage) if live else Delta(usage=usage)
 
     async def query(self, query: Query) -> Reply:
-        await trio.sleep(self._pause)
-        self._check_alive()
+        await self._think()
         match query:
             case TokenizeQuery():
                 data = _text(query.prompt).encode()
@@ -103,7 +106,10 @@ class EchoEngine:
                 return Scores(scores=scores, prompt_tokens=len(asked) * len(scores))
         return Text(text=_spelled(query.tokens).decode(errors="replace"))
 
-    def _check_alive(self) -> None:
+    async def _think(self) -> None:
+        await trio.sleep(self._pause)
+        if self._is_frozen:
+            await self._ended.wait()
         if self._ended.is_set():
             raise EngineDied(f"the engine ended: {self._reason}")
 

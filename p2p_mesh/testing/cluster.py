@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,22 @@ class NodeProcess:
             return [child.pid for child in psutil.Process(self.pid).children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
+
+    def signal_all(self, number: int) -> None:
+        """Sends a signal to the node and to its engines, those of them that still are."""
+        for pid in (self.pid, *self.engines()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def kill(self) -> None:
+        """Kills the node alone. Its engines are to see to that themselves, but a stopped one sees
+        nothing.
+        """
+        engines = self.engines()
+        self.process.kill()
+        for pid in engines:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     async def wait(self, event: str, seconds: float = 30.0, *, after: int = 0) -> dict[str, Any]:
         """The first log line of that event, from line number `after` on."""
@@ -123,6 +139,7 @@ async def start_node(
                 await process.stdin.send_all(stdin)
             yield node
         finally:
+            node.signal_all(signal.SIGCONT)  # a stopped process would not end
             with trio.CancelScope(shield=True):
                 await _end(process)
             nursery.cancel_scope.cancel()

@@ -35,6 +35,8 @@ class ScriptedInference:
     def __init__(self, *steps: Step, model: str = "tiny", replies: Replies | None = None) -> None:
         self.requests: list[InferenceRequest] = []
         self.queries: list[Query] = []
+        self.clients: list[str] = []
+        """Who asked them."""
         self.active = 0
         self.started = trio.Event()
         """Set when the first answer is entered."""
@@ -48,7 +50,10 @@ class ScriptedInference:
         return (ModelCard(self._model, created=1_700_000_000, context=4096, digest=None),)
 
     @asynccontextmanager
-    async def answer(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Delta]]:
+    async def answer(
+        self, request: InferenceRequest, client: str = ""
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
+        self.clients.append(client)
         self.requests.append(request)
         self._check(request.model)
         if self._steps and isinstance(self._steps[0], Exception):
@@ -63,7 +68,8 @@ class ScriptedInference:
             if not run.is_over:
                 self.cancelled.set()
 
-    async def query(self, query: Query) -> Reply:
+    async def query(self, query: Query, client: str = "") -> Reply:
+        self.clients.append(client)
         self.queries.append(query)
         self._check(query.model)
         await trio.lowlevel.checkpoint()

@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+import msgspec
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2p_mesh.core.inventory import announce, read
 from p2p_mesh.core.invite import (
     Credential,
+    Invite,
     Member,
+    author_of,
     found,
     join,
     make_invite,
-    public_bytes,
     read_token,
 )
 from p2p_mesh.core.names import ModelId, PeerId, RequestId
@@ -28,6 +30,7 @@ from p2p_mesh.core.records import (
     Announcement,
     Delta,
     InferenceRequest,
+    ModelLoad,
     Query,
     Reply,
     Resources,
@@ -36,6 +39,9 @@ from p2p_mesh.core.records import (
     TextPrompt,
     Usage,
 )
+from p2p_mesh.core.revocation import NOTHING, Revoked, seal_revocation
+from p2p_mesh.core.signature import Signed, public_bytes
+from p2p_mesh.errors import Unavailable
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.net.identity import Identity
 from p2p_mesh.net.mesh import Network, open_network
@@ -67,8 +73,18 @@ class Node:
     known: dict[PeerId, bytes] = field(default_factory=dict)
     came: list[PeerId] = field(default_factory=list)
     gone: list[tuple[PeerId, str]] = field(default_factory=list)
+    suspects: dict[PeerId, str] = field(default_factory=dict)
+    health: list[tuple[float, str, PeerId]] = field(default_factory=list)
+    """When who was suspected, and revived."""
     asked: list[tuple[str, PeerId]] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    loads: tuple[ModelLoad, ...] = ()
+    heard_loads: list[tuple[PeerId, tuple[ModelLoad, ...]]] = field(default_factory=list)
+    redeems: Callable[[Invite, bytes], Credential] | None = None
+    """What it does as a holder of the mesh key; None: it is none."""
+    revocation: Signed | None = None
+    """What it kept of former lives."""
+    revocations: list[Signed] = field(default_factory=list)
     net: Network = field(init=False)
     now: Callable[[], float] = time.time  # noqa: TID251
     sequence: int = 0
@@ -80,8 +96,11 @@ class Node:
     def snapshot(self) -> Sequence[bytes]:
         return tuple(self.known.values())
 
+    def holds(self, envelope: bytes) -> bool:
+        return envelope in self.known.values()
+
     def heard(self, envelope: bytes) -> bool:
-        offer = read(envelope, self.mesh_key, self.now())
+        offer = read(envelope, self.mesh_key, self.now(), self.net.revoked)
         self.known[offer.peer] = envelope
         self.net.know(offer.peer, offer.announcement.addresses)
         return True
@@ -98,6 +117,31 @@ class Node:
     async def look(self, query: Query, asker: Member) -> Reply:
         self.asked.append((query.model, asker.peer))
         return Text(text=query.model)
+
+    def load(self) -> tuple[ModelLoad, ...]:
+        return self.loads
+
+    def heard_load(self, peer: PeerId, loads: tuple[ModelLoad, ...]) -> None:
+        self.heard_loads.append((peer, loads))
+
+    async def redeem(self, invite: Invite, peer: bytes) -> Credential:
+        if self.redeems is None:
+            raise Unavailable("this node does not hold the mesh key")
+        return self.redeems(invite, peer)
+
+    def revoked(self, signed: Signed, revoked: Revoked) -> None:
+        self.revocations.append(signed)
+        for peer, envelope in tuple(self.known.items()):
+            if revoked.is_revoked(author_of(envelope)):
+                del self.known[peer]
+
+    def suspected(self, peer: PeerId, reason: str) -> None:
+        self.suspects[peer] = reason
+        self.health.append((trio.current_time(), "suspected", peer))
+
+    def revived(self, peer: PeerId) -> None:
+        self.suspects.pop(peer, None)
+        self.health.append((trio.current_time(), "revived", peer))
 
     def joined(self, member: Member) -> None:
         self.came.append(member.peer)
@@ -142,6 +186,10 @@ class Mesh:
         identity = Identity(secrets.token_bytes(32))
         return Node(identity, self.public, self.credential(identity, role, until), **more)
 
+    def revoke(self, **what: Any) -> Signed:
+        """A revocation: fields of Revoked."""
+        return seal_revocation(msgspec.structs.replace(NOTHING, **{"version": 1, **what}), self.key)
+
     def credential(
         self, identity: Identity, role: Role = "member", until: int | None = None
     ) -> Credential:
@@ -170,6 +218,7 @@ async def opened(
         journal=Journal(node.entries.append),
         clock=node.now,
         rng=Random(node.peer_id),
+        revocation=node.revocation,
         transports=[transport] if transport else None,
     ) as node.net:
         yield node

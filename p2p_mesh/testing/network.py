@@ -8,7 +8,7 @@ clock, and that py-libp2p reads the wall clock in places (its score and its rate
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -22,7 +22,9 @@ Accept = Callable[[Any], Any]
 
 
 class MemoryNetwork:
-    """The wire between all hosts of a test; `latency` is of one direction, in seconds."""
+    """The wire between all hosts of a test; `latency` is of one direction, in seconds, wherever
+    two of them have no `delay` of their own.
+    """
 
     def __init__(self, latency: float = 0.01) -> None:
         self.latency = latency
@@ -31,6 +33,8 @@ class MemoryNetwork:
         self._hosts = 0
         self._frozen: set[str] = set()
         self._dead: set[str] = set()
+        self._cut: set[frozenset[str]] = set()
+        self._delays: dict[frozenset[str], float] = {}
 
     def transport(self) -> MemoryTransport:
         """A machine of its own: its address is `transport.address`."""
@@ -51,8 +55,25 @@ class MemoryNetwork:
         """Plugs the cable in again; what was sent meanwhile is lost."""
         self._frozen.discard(transport.ip)
 
+    def cut(self, one: Sequence[MemoryTransport], other: Sequence[MemoryTransport]) -> None:
+        """As a cable between two buildings that was cut: nothing passes from the machines of the
+        one to those of the other, and nothing closes.
+        """
+        self._cut |= {frozenset({here.ip, there.ip}) for here in one for there in other}
+
+    def heal(self) -> None:
+        """Mends all cuts; what was sent meanwhile is lost."""
+        self._cut.clear()
+
+    def delay(self, one: MemoryTransport, other: MemoryTransport, latency: float) -> None:
+        """From now on the way between these two takes so long, in each direction."""
+        self._delays[frozenset({one.ip, other.ip})] = latency
+
+    def latency_of(self, ends: frozenset[str]) -> float:
+        return self._delays.get(ends, self.latency)
+
     def is_frozen(self, ends: frozenset[str]) -> bool:
-        return bool(ends & self._frozen)
+        return bool(ends & self._frozen) or ends in self._cut
 
     def listen(self, address: str, listener: _Listener) -> None:
         if address in self._listeners:
@@ -63,16 +84,16 @@ class MemoryNetwork:
         self._listeners.pop(address, None)
 
     async def dial(self, ip: str, address: str) -> Any:
-        await trio.sleep(self.latency)
-        listener = self._listeners.get(address)
         ends = frozenset({ip, address.split("/")[2]})
+        await trio.sleep(self.latency_of(ends))
+        listener = self._listeners.get(address)
         if self.is_frozen(ends):
             await trio.sleep_forever()
         if listener is None or ends & self._dead:
             raise OpenConnectionError(f"nobody listens on {address}")
         here, there = self._connect(ends, ip)
         listener.accept(there)
-        await trio.sleep(self.latency)
+        await trio.sleep(self.latency_of(ends))
         return RawConnection(here, initiator=True)
 
     def _connect(self, ends: frozenset[str], ip: str) -> tuple[_Pipe, _Pipe]:
@@ -168,7 +189,7 @@ class _Pipe(ReadWriteCloser):  # type: ignore[misc]
         await trio.lowlevel.checkpoint()
         if self._network.is_frozen(self.ends):
             return
-        due = trio.current_time() + self._network.latency
+        due = trio.current_time() + self._network.latency_of(self.ends)
         try:
             self._send.send_nowait((due, bytes(data)))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:

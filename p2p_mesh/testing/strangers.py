@@ -18,9 +18,10 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
-from p2p_mesh.core.admission import Hello, Proof, Transcript, prove
+from p2p_mesh.core.admission import Hello, Proof, Revocation, Transcript, prove
 from p2p_mesh.core.invite import Credential
 from p2p_mesh.core.names import MeshId, mesh_id
+from p2p_mesh.core.signature import Signed
 from p2p_mesh.core.wire import ADMISSION_LIMIT, End, ErrorMessage, Message
 from p2p_mesh.net import patches
 from p2p_mesh.net.protocols import Stream, protocol_id
@@ -65,6 +66,7 @@ class Stranger:
         mesh: MeshId | None = None,
         hello: Hello | None = None,
         proof: Proof | None = None,
+        revocation: Signed | None = None,
         pause: float = 0,
     ) -> tuple[Proof | None, Message]:
         """The dialer's side of admission, with what it is told to say. What it proved, and
@@ -85,9 +87,9 @@ class Stranger:
             prover_nonce=ours.nonce,
             verifier_nonce=theirs.nonce,
         )
-        proof = proof or prove(transcript, credential, key)
+        proof = proof or prove(transcript, credential, key, revocation)
         await stream.tell(proof)
-        answer: Message = await stream.hear(Proof | ErrorMessage)
+        answer: Message = await stream.hear(Proof | Revocation | ErrorMessage)
         if isinstance(answer, Proof):
             await trio.sleep(pause)
             await stream.tell(End())
@@ -125,12 +127,12 @@ class _Listening(Noise):  # type: ignore[misc]
 
     async def secure_outbound(self, conn: Any, peer: Any) -> Any:
         secured = await super().secure_outbound(conn, peer)
-        read = secured.read
+        decrypt = secured.conn.decrypt
 
-        async def listen(n: int | None = None) -> Any:
-            data = await read(n)
+        def listen(sealed: bytes) -> Any:
+            data = decrypt(sealed)
             self.heard += data
             return data
 
-        secured.read = listen
+        secured.conn.decrypt = listen
         return secured

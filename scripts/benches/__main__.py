@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 from figures import Figure, show
 
-NAMES = ("light", "engine")
+NAMES = ("light", "engine", "mesh", "idle")
 
 Measure = Callable[[], Awaitable[list[Figure]]]
 

@@ -1,11 +1,9 @@
-"""Two machines: nodes in network namespaces of their own, with a cable between them."""
+"""Two machines: nodes in network namespaces of their own, with a cable each."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import trio
 
 from p2p_mesh.testing.cluster import start_node
+from p2p_mesh.testing.machines import Machine, is_possible, open_machines
 
 ASK = """
 import json, sys, urllib.request
@@ -20,36 +19,20 @@ url, body = sys.argv[1:]
 request = urllib.request.Request(url, body.encode(), {"Content-Type": "application/json"})
 print(urllib.request.urlopen(request, timeout=20).read().decode())
 """
-ADDRESSES = {"a": "10.99.7.1", "b": "10.99.7.2"}
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+ECHO = """
+import socket, sys
+connection, _ = socket.create_server((sys.argv[1], 8000)).accept()
+while data := connection.recv(100):
+    connection.sendall(data)
+"""
 
 
 @pytest.fixture
-def machines() -> Iterator[dict[str, tuple[str, ...]]]:
-    """For each machine, what to put before a command so that it runs there."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
+async def machines() -> AsyncIterator[dict[str, Machine]]:
+    if not is_possible():
         pytest.skip("network namespaces need root and iproute2")
-    names = {key: f"meshnode-{os.getpid()}-{key}" for key in ADDRESSES}
-    made = []
-    try:
-        for name in names.values():
-            ip("netns", "add", name)
-            made.append(name)
-        cable = f"mn{os.getpid() % 100_000}"
-        ip("link", "add", f"{cable}a", "netns", names["a"], "type", "veth",
-           "peer", "name", f"{cable}b", "netns", names["b"])  # fmt: skip
-        for key, address in ADDRESSES.items():
-            at = ("-n", names[key])
-            ip(*at, "addr", "add", f"{address}/24", "dev", f"{cable}{key}")
-            ip(*at, "link", "set", f"{cable}{key}", "up")
-            ip(*at, "link", "set", "lo", "up")
-        yield {key: ("ip", "netns", "exec", name) for key, name in names.items()}
-    finally:
-        for name in made:
-            subprocess.run(["ip", "netns", "del", name], check=False)
+    async with open_machines("ab") as machines:
+        yield machines
 
 
 def ask(prefix: tuple[str, ...], url: str, model: str) -> Any:
@@ -61,17 +44,50 @@ def ask(prefix: tuple[str, ...], url: str, model: str) -> Any:
 
 
 async def test_model_of_another_machine_answers_here(
-    tmp_path: Path, tiny: Path, machines: dict[str, tuple[str, ...]]
+    tmp_path: Path, tiny: Path, machines: dict[str, Machine]
 ) -> None:
-    async with start_node(tmp_path / "a", "--model", str(tiny), prefix=machines["a"]) as alice:
+    async with start_node(
+        tmp_path / "a", "--model", str(tiny), prefix=machines["a"].prefix
+    ) as alice:
         ready = await alice.wait("ready", 60)
-        assert any(f"/ip4/{ADDRESSES['a']}/" in address for address in ready["p2p_addrs"])
+        assert any(f"/ip4/{machines['a'].address}/" in address for address in ready["p2p_addrs"])
         async with start_node(
-            tmp_path / "b", "--client", "--join", ready["invite"], prefix=machines["b"]
+            tmp_path / "b", "--client", "--join", ready["invite"], prefix=machines["b"].prefix
         ) as bob:
             await bob.wait("ready", 60)
             texts = [
-                await trio.to_thread.run_sync(ask, machines[key], node.url(), "tiny")
+                await trio.to_thread.run_sync(ask, machines[key].prefix, node.url(), "tiny")
                 for key, node in (("a", alice), ("b", bob))
             ]
             assert texts[0] == texts[1] != ""
+
+
+async def test_pulled_cable_is_silent_and_closes_nothing(machines: dict[str, Machine]) -> None:
+    machine = machines["b"]
+    command = [*machine.prefix, sys.executable, "-c", ECHO, machine.address]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.run_process, command)
+        async with await _connect(machine) as stream:
+            assert await echoed(stream, b"one") == b"one"
+            await machine.unplug()
+            with trio.move_on_after(1) as silence:
+                await echoed(stream, b"two")
+            assert silence.cancelled_caught
+            await machine.plug()
+            with trio.fail_after(30):
+                assert await stream.receive_some() == b"two"
+        nursery.cancel_scope.cancel()
+
+
+async def echoed(stream: trio.SocketStream, data: bytes) -> bytes:
+    await stream.send_all(data)
+    return bytes(await stream.receive_some())
+
+
+async def _connect(machine: Machine) -> trio.SocketStream:
+    with trio.fail_after(30):
+        while True:
+            try:
+                return await trio.open_tcp_stream(machine.address, 8000)
+            except OSError:
+                await trio.sleep(0.05)

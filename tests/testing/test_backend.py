@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
+from trio.testing import MockClock
 
 from p2p_mesh.core.names import ModelId, RequestId
 from p2p_mesh.core.records import (
@@ -139,3 +141,14 @@ def test_assessment() -> None:
     resources = Resources(memory_total=10, memory_free=5, threads=1)
     assert isinstance(Echo().assess(LOAD, resources), Fit)
     assert isinstance(Echo(memory=6).assess(LOAD, resources), Refusal)
+
+
+async def test_frozen_echo_says_nothing_until_it_is_ended(autojump_clock: MockClock) -> None:
+    echo = EchoEngine(LOAD, 1.0)
+    echo.freeze()
+    with trio.move_on_after(1000) as scope:
+        await echo.query(TokenizeQuery(model=ModelId("m"), prompt=TextPrompt(text="a")))
+    assert scope.cancelled_caught
+    await echo.close()
+    with pytest.raises(EngineDied):
+        await echo.query(TokenizeQuery(model=ModelId("m"), prompt=TextPrompt(text="a")))

@@ -74,3 +74,36 @@ async def test_address_is_taken_once() -> None:
 def test_machines_have_addresses_of_their_own() -> None:
     wire = MemoryNetwork()
     assert len({wire.transport().address for _ in range(1000)}) == 1000
+
+
+async def test_way_between_two_has_a_delay_of_its_own(autojump_clock: Clock) -> None:
+    wire = MemoryNetwork(latency=0.5)
+    server, near, far = (wire.transport() for _ in range(3))
+    wire.delay(far, server, 3)
+    await server.create_listener(echo).listen(Multiaddr(server.address))
+    for machine, way in ((near, 0.5), (far, 3)):
+        start = trio.current_time()
+        pipe = (await machine.dial(Multiaddr(server.address))).stream
+        await pipe.write(b"hello")
+        assert await pipe.read(5) == b"hello"
+        assert trio.current_time() - start == 4 * way
+        await pipe.close()
+
+
+async def test_cut_is_between_two_sides(autojump_clock: Clock) -> None:
+    wire = MemoryNetwork()
+    server, here, there = (wire.transport() for _ in range(3))
+    await server.create_listener(echo).listen(Multiaddr(server.address))
+    pipes = [(await one.dial(Multiaddr(server.address))).stream for one in (here, there)]
+    wire.cut([server, here], [there])
+    for pipe in pipes:
+        await pipe.write(b"x")
+    assert await pipes[0].read(1) == b"x"
+    with trio.move_on_after(60) as silence:
+        await pipes[1].read(1)
+    assert silence.cancelled_caught
+    wire.heal()
+    await pipes[1].write(b"y")
+    assert await pipes[1].read(1) == b"y"
+    for pipe in pipes:
+        await pipe.close()
