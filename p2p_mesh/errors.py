@@ -12,7 +12,8 @@
     └── Unavailable            nobody's fault; another try may work
         ├── Overloaded         the queue is full
         ├── Loading            the model is known, and is being loaded
-        └── EngineDied         the engine's process ended in the middle of something
+        ├── EngineDied         the engine's process ended in the middle of something
+        └── BrokenOff          an answer that had begun, and that nobody could go on with
 
 `code` is what travels, in error frames (specs/README.md) and in the `code` of an OpenAI error.
 `status` is a hint: only the HTTP front turns an error into a response.
@@ -69,7 +70,20 @@ class RemoteError(MeshError):
 
 
 class Refused(RemoteError):
+    """`reason` names the rule in one word: forged, borrowed, replayed, expired, revoked."""
+
     code = "refused"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "refused",
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
+        self.reason = reason
 
 
 class Unavailable(MeshError):
@@ -90,11 +104,15 @@ class EngineDied(Unavailable):
     code = "engine_died"
 
 
+class BrokenOff(Unavailable):
+    code = "answer_broken_off"
+
+
 _BY_CODE: dict[str, type[MeshError]] = {
     kind.code: kind
     for kind in (
         LocalError, SettingsError, ModelError, RequestError, ContextExceeded, UnknownModel,
-        RemoteError, Refused, Unavailable, Overloaded, Loading, EngineDied,
+        RemoteError, Refused, Unavailable, Overloaded, Loading, EngineDied, BrokenOff,
     )
 }  # fmt: skip
 

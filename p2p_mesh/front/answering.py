@@ -7,9 +7,11 @@ after it is an event, and then the stream ends without `[DONE]`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from random import Random
+from typing import Protocol
 
 import msgspec
 from starlette.requests import Request
@@ -17,9 +19,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from p2p_mesh.core.names import RequestId
+from p2p_mesh.core.records import Delta, InferenceRequest
 from p2p_mesh.errors import MeshError, RemoteError
 from p2p_mesh.front.batch import Answer, Grown, answers
-from p2p_mesh.front.body import read
+from p2p_mesh.front.body import client, read
 from p2p_mesh.front.chunks import Chunks
 from p2p_mesh.front.media import Media
 from p2p_mesh.front.openai import Drawn, Kind, Question, question
@@ -29,6 +32,13 @@ from p2p_mesh.http.failure import INTERNAL, Failure, failure
 from p2p_mesh.http.stream import DONE, Deferred, EventStream, Outbox, Write, event
 from p2p_mesh.journal import Journal
 
+
+class AnswerTo(Protocol):
+    def __call__(
+        self, request: InferenceRequest, client: str
+    ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]: ...
+
+
 _PREFIXES: dict[Kind, str] = {"chat": "chatcmpl-", "text": "cmpl-"}
 
 
@@ -36,7 +46,8 @@ _PREFIXES: dict[Kind, str] = {"chat": "chatcmpl-", "text": "cmpl-"}
 class Answering:
     """The endpoints. `media` is None where links are not fetched."""
 
-    answer: Answer
+    answer: AnswerTo
+    """To a request, and to whom."""
     clock: Callable[[], float]
     random: Random
     journal: Journal
@@ -52,9 +63,10 @@ class Answering:
         body = await read(request)
         asked = question(kind, body, self._draw(kind), links=self.media is not None)
         headers: dict[str, str] = {"x-request-id": asked.requests[0].id}
+        answer = partial(self.answer, client=client(request, body))
         if asked.stream:
-            return EventStream(partial(self._stream, asked, request), headers)
-        return Deferred(partial(self._whole, asked, headers))
+            return EventStream(partial(self._stream, asked, request, answer), headers)
+        return Deferred(partial(self._whole, asked, answer, headers))
 
     def _draw(self, kind: Kind) -> Drawn:
         return Drawn(
@@ -66,18 +78,23 @@ class Answering:
     async def _fetched(self, asked: Question) -> Question:
         return asked if self.media is None else await self.media.fetched(asked)
 
-    async def _whole(self, asked: Question, headers: dict[str, str]) -> Response:
+    async def _whole(self, asked: Question, answer: Answer, headers: dict[str, str]) -> Response:
         asked = await self._fetched(asked)
         whole = Whole(asked)
-        async with answers(self.answer, asked.requests) as grown:
-            async for prompt, delta in grown:
-                whole.take(delta, prompt)
+        try:
+            async with answers(answer, asked.requests) as grown:
+                async for prompt, delta in grown:
+                    whole.take(delta, prompt)
+        except MeshError as error:
+            return failure(error, whole.partial() or None).response()
         return JSONResponse(whole.body(), headers=headers)
 
-    async def _stream(self, asked: Question, request: Request, write: Write) -> None:
+    async def _stream(
+        self, asked: Question, request: Request, answer: Answer, write: Write
+    ) -> None:
         asked = await self._fetched(asked)
         chunks = Chunks(asked)
-        async with answers(self.answer, asked.requests) as grown:
+        async with answers(answer, asked.requests) as grown:
             try:
                 prompt, first = await anext(grown)
             except StopAsyncIteration:
@@ -101,7 +118,7 @@ class Answering:
                     await outbox.put(chunk)
             await outbox.put(chunks.closing() + DONE)
         except MeshError as error:
-            await outbox.put(_last(failure(error)))
+            await outbox.put(_last(failure(error, {})))
         except Exception as error:  # noqa: BLE001  one answer's end is not the node's
             report(self.journal, request.scope, error)
             await outbox.put(_last(INTERNAL))

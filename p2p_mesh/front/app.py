@@ -55,14 +55,14 @@ class Inference(Protocol):
         ...
 
     def answer(
-        self, request: InferenceRequest
+        self, request: InferenceRequest, client: str = ""
     ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
         """The answer as it grows; leaving the context cancels it. Raises MeshErrors, on entering
-        or at any delta.
+        or at any delta. Clients of one name share what is one client's.
         """
         ...
 
-    async def query(self, query: Query) -> Reply:
+    async def query(self, query: Query, client: str = "") -> Reply:
         """What is answered at once. Raises MeshErrors."""
         ...
 

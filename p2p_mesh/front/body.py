@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import trio
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
 from p2p_mesh.http.body import parse
 
@@ -21,3 +22,10 @@ async def read(request: Request) -> dict[str, Any]:
     if len(body) <= PARSED_AT_ONCE:
         return parse(body)
     return await trio.to_thread.run_sync(parse, body)
+
+
+def client(connection: HTTPConnection, body: Mapping[str, Any] | None = None) -> str:
+    """Who asks, as far as can be told: from where, and for which `user` of a service that says."""
+    host = connection.client.host if connection.client else ""
+    user = (body or {}).get("user")
+    return f"{host}/{user[:64]}" if isinstance(user, str) and user else host

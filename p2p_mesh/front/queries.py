@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from p2p_mesh.core.names import ModelId
 from p2p_mesh.core.records import Query, Reply
-from p2p_mesh.front.body import read
+from p2p_mesh.front.body import client, read
 from p2p_mesh.front.embeddings import Embeddings, EmbeddingsWanted, embeddings_wanted
 from p2p_mesh.front.rerank import Ranking, RankingWanted, ranking_wanted
 from p2p_mesh.front.tokens import detokenize_query, text_body, tokenize_query, tokens_body
@@ -27,7 +27,7 @@ from p2p_mesh.http.stream import Deferred
 class Replier(Protocol):
     """What answers."""
 
-    async def query(self, query: Query) -> Reply:
+    async def query(self, query: Query, client: str) -> Reply:
         """Raises MeshErrors."""
         ...
 
@@ -42,33 +42,34 @@ class Queries:
 
     async def embeddings(self, request: Request) -> ASGIApp:
         wanted = embeddings_wanted(await read(request))
-        return Deferred(partial(self._embed, wanted))
+        return Deferred(partial(self._embed, wanted, client(request)))
 
-    async def _embed(self, wanted: EmbeddingsWanted) -> Response:
+    async def _embed(self, wanted: EmbeddingsWanted, who: str) -> Response:
         found = Embeddings(wanted)
         for query in wanted.queries:
-            found.take(query, await self.replier.query(query))
+            found.take(query, await self.replier.query(query, who))
         return Response(found.body(), media_type="application/json")
 
     async def rerank(self, request: Request) -> ASGIApp:
         wanted = ranking_wanted(await read(request))
-        return Deferred(partial(self._rank, wanted))
+        return Deferred(partial(self._rank, wanted, client(request)))
 
-    async def _rank(self, wanted: RankingWanted) -> Response:
+    async def _rank(self, wanted: RankingWanted, who: str) -> Response:
         found = Ranking(wanted)
         for query in wanted.queries:
-            found.take(query, await self.replier.query(query))
+            found.take(query, await self.replier.query(query, who))
         return JSONResponse(found.body())
 
     async def tokenize(self, request: Request) -> ASGIApp:
         query = tokenize_query(await read(request), self.writers(), int(self.clock()))
-        return self._looked(query, partial(tokens_body, query))
+        return self._looked(query, client(request), partial(tokens_body, query))
 
     async def detokenize(self, request: Request) -> ASGIApp:
-        return self._looked(detokenize_query(await read(request), self.writers()), text_body)
+        query = detokenize_query(await read(request), self.writers())
+        return self._looked(query, client(request), text_body)
 
-    def _looked(self, query: Query, body: Callable[[Reply], dict[str, Any]]) -> ASGIApp:
+    def _looked(self, query: Query, who: str, body: Callable[[Reply], dict[str, Any]]) -> ASGIApp:
         async def look() -> Response:
-            return JSONResponse(body(await self.replier.query(query)))
+            return JSONResponse(body(await self.replier.query(query, who)))
 
         return Deferred(look)

@@ -68,6 +68,13 @@ class Whole:
         choices = [self._choice(place, choice) for place, choice in enumerate(self._kept())]
         return {**head(self._question), "choices": choices, "usage": self._ends.usage()}
 
+    def partial(self) -> dict[str, Any]:
+        """What has come of an answer that broke off: no finish reason, no usage. Empty where
+        nothing has.
+        """
+        choices = [self._choice(choice, choice) for choice in sorted(self._choices)]
+        return {**head(self._question), "choices": choices, "usage": None} if choices else {}
+
     def _kept(self) -> list[int]:
         """The choices that the client gets: the likeliest of each prompt, best first, where more
         were asked for.
@@ -82,7 +89,7 @@ class Whole:
         return kept
 
     def _choice(self, index: int, choice: int) -> dict[str, Any]:
-        reason, found = self._ends.reasons[choice], self._choices[choice]
+        reason, found = self._ends.reasons.get(choice), self._choices[choice]
         if self._question.kind == "chat":
             answer: dict[str, Any] = {"message": self._message(choice, found)}
         else:

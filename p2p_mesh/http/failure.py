@@ -28,18 +28,22 @@ class Failure:
     param: str | None = None
     retry_after: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    answer: Mapping[str, Any] | None = None
+    """What there is of the answer, where it had begun; empty where the client has it already."""
 
     def body(self) -> dict[str, Any]:
         """What stands in the response, or in the event that ends a stream."""
         ours = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {
-            "error": {
-                "message": self.message,
-                "type": _TYPES.get(self.status, ours),
-                "param": self.param,
-                "code": self.code,
-            }
+        error: dict[str, Any] = {
+            "message": self.message,
+            "type": _TYPES.get(self.status, ours),
+            "param": self.param,
+            "code": self.code,
         }
+        if self.answer is None:
+            return {"error": error}
+        partial = {"partial": self.answer} if self.answer else {}
+        return {"error": {**error, "partial": True}, **partial}
 
     def response(self) -> JSONResponse:
         headers = dict(self.headers)
@@ -51,6 +55,8 @@ class Failure:
 INTERNAL = Failure(500, "internal_error", "something broke in this node; its log says what")
 
 
-def failure(error: MeshError) -> Failure:
-    """What a client is told of one of our errors."""
-    return Failure(error.status, error.code, str(error), error.param, error.retry_after)
+def failure(error: MeshError, answer: Mapping[str, Any] | None = None) -> Failure:
+    """What a client is told of one of our errors; `answer` as in Failure."""
+    return Failure(
+        error.status, error.code, str(error), error.param, error.retry_after, answer=answer
+    )

@@ -1,15 +1,11 @@
-"""From a question to the node that answers it: here, at a peer, or at the next peer."""
+"""From a question to the node that answers it: here, at a peer, or at the next peer; and on to
+another where an answer breaks (attempts.py). Who could, candidates.py knows.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from itertools import count
 from typing import TypeVar
@@ -17,20 +13,13 @@ from typing import TypeVar
 import msgspec
 import trio
 
+from p2p_mesh.core.estimates import Firsts
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.names import ModelId, PeerId, RequestId
 from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply
-from p2p_mesh.core.routing import (
-    Candidate,
-    Course,
-    Serving,
-    answers,
-    catalogue,
-    needs,
-    promising,
-    rank,
-)
+from p2p_mesh.core.routing import Candidate, answers, promising
 from p2p_mesh.errors import (
+    BrokenOff,
     EngineDied,
     Loading,
     MeshError,
@@ -42,6 +31,8 @@ from p2p_mesh.errors import (
 )
 from p2p_mesh.front.app import ModelCard
 from p2p_mesh.journal import Journal
+from p2p_mesh.node.attempts import Attempt, Broken, Lasting
+from p2p_mesh.node.candidates import Candidates
 from p2p_mesh.serve.supervisor import Hosted
 
 Answer = AbstractAsyncContextManager[AsyncIterator[Delta]]
@@ -50,24 +41,23 @@ Look = Callable[[PeerId, Query], Awaitable[Reply]]
 
 T = TypeVar("T")
 
-END_PATIENCE = 5.0
-"""Seconds that a node has to end an answer of which all has come."""
-
 MAX_TRIES = 4
 """Nodes that one question is sent to at most, before the first delta or the reply."""
 
-_LACKS = {
-    "generate": "writes no text",
-    "embed": "makes no embeddings",
-    "rerank": "ranks no documents",
-    "vision": "takes no images",
-    "audio": "takes no sounds",
-}
-_SENSES = frozenset({"vision", "audio"})
+PATIENCE = 10.0
+"""Seconds that a broken answer waits for a node that could go on with it,"""
+LONGER = 60.0
+"""and that it waits where one could, and is busy or loading."""
+AGAIN = 0.2
+"""Seconds until it looks again."""
+
+_BUSY = (Overloaded, Loading)
+_HARMLESS = (Overloaded, Loading, UnknownModel, EngineDied)
+"""Errors of which a node tells itself: it lives, and its other models too."""
 
 
 class Answers:
-    """What the front asks. `me`, `ask` and `look` are None until the network is up."""
+    """What the front asks. `ask` and `look` are None until the network is up."""
 
     def __init__(
         self,
@@ -76,190 +66,253 @@ class Answers:
         journal: Journal,
         clock: Callable[[], float],
     ) -> None:
-        self.me: PeerId | None = None
+        self.candidates = Candidates(hosted, inventory, clock)
         self.ask: Ask | None = None
         self.look: Look | None = None
-        self.is_joining = True
-        """Whether the mesh may still turn out to have models that are not known yet."""
+        self.counted: Callable[[ModelId], None] = lambda _: None
+        """Told of the model of every question."""
         self._hosted = hosted
         self._inventory = inventory
         self._journal = journal
-        self._clock = clock
-        self._known: dict[ModelId, int] = {}
-        self._active: Counter[PeerId] = Counter()
+        self._firsts = Firsts()
         self._queries = count()
 
     def models(self) -> tuple[ModelCard, ...]:
-        """The models of the whole mesh, by name: ready ones, and those that load here."""
-        cards = {name: self._card(name, group) for name, group in self._catalogue().items()}
-        for hosted in self._hosted.values():
-            model = hosted.id
-            if hosted.state == "loading" and model not in cards:
-                cards[model] = ModelCard(id=model, state="loading", nodes=0)
-        self._known = {name: card.created for name, card in cards.items()}
-        return tuple(cards[name] for name in sorted(cards))
-
-    def _card(self, name: ModelId, group: Sequence[Serving]) -> ModelCard:
-        model = group[0].model
-        return ModelCard(
-            id=name,
-            created=self._known.get(name, int(self._clock())),
-            context=max(one.model.context for one in group),
-            digest=next((one.model.digest for one in group if one.model.digest), None),
-            capabilities=model.capabilities,
-            nodes=len(group),
-        )
-
-    def _catalogue(self, *, suspects: bool = False) -> Mapping[ModelId, tuple[Serving, ...]]:
-        """Who serves what now: this node, and the others that are not suspect."""
-        servings = [
-            Serving(None, served)
-            for hosted in self._hosted.values()
-            if hosted.state == "ready" and (served := hosted.served()) is not None
-        ]
-        for offer in self._inventory.offers():
-            if offer.peer != self.me and (suspects or not self._inventory.is_suspect(offer.peer)):
-                servings += [Serving(offer.peer, model) for model in offer.announcement.models]
-        return catalogue(servings)
+        return self.candidates.models()
 
     @asynccontextmanager
-    async def answer(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Delta]]:
+    async def answer(
+        self, request: InferenceRequest, client: str = ""
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
         """The answer of the best node that gives one. A node that fails before its first delta
-        is passed over for the next; after it, an error is the answer's own.
+        is passed over for the next; after it, another goes on. Raises MeshErrors.
         """
-        async with AsyncExitStack() as stack:
-            yield await self._try(request, request.id, partial(self._begin, request, stack))
+        self.counted(request.model)
+        begin = partial(self._soonest, request, client)
+        attempt = await self._try(request, request.id, begin)
+        lasting = Lasting(
+            request, attempt, partial(self._go_on, client), partial(self._learn, request)
+        )
+        try:
+            yield lasting
+        finally:
+            await lasting.close()
 
-    async def query(self, query: Query) -> Reply:
+    async def query(self, query: Query, client: str = "") -> Reply:
         """The reply of the best node that gives one."""
+        self.counted(query.model)
         turn = RequestId(f"query-{next(self._queries)}")
-        return await self._try(query, turn, partial(self._reply, query))
+        return await self._try(query, turn, partial(self._reply, query, client))
 
     async def _try(
         self,
         question: InferenceRequest | Query,
         turn: RequestId,
-        attempt: Callable[[Candidate], Awaitable[T]],
+        attempt: Callable[[Candidate, Sequence[Candidate]], Awaitable[T]],
     ) -> T:
+        """What the first of the candidates gives that gives anything."""
         failures: list[MeshError] = []
-        left = self._candidates(question, turn)
+        left = self.candidates.of(question, turn)
         while left and len(failures) < MAX_TRIES:
             candidate, *left = left
             try:
-                got = await attempt(candidate)
+                return await attempt(candidate, left)
             except MeshError as error:
-                self._failed(candidate, question.model, error)
+                self._failed(candidate, error)
                 failures.append(error)
                 left = promising(left, candidate, failures)
-            else:
-                if candidate.peer is not None:
-                    self._inventory.trust(candidate.peer)
-                return got
         raise _worst(failures, question.model)
 
-    async def _begin(
-        self, request: InferenceRequest, stack: AsyncExitStack, candidate: Candidate
-    ) -> AsyncIterator[Delta]:
-        async with AsyncExitStack() as attempt:
-            deltas = await attempt.enter_async_context(self._open(candidate, request, attempt))
-            first = await anext(deltas, None)
-            if first is None:
-                raise RemoteError("an answer that ended before it began")
-            started = _Started(first, deltas, Course(request))
-            stack.push_async_exit(attempt.pop_all())
-            return started
+    # One attempt
+
+    async def _begin(self, request: InferenceRequest, client: str, candidate: Candidate) -> Attempt:
+        """The candidate's answer, with its first delta. Raises MeshErrors."""
+        asked_at = trio.current_time()
+        async with AsyncExitStack() as stack:
+            deltas = await stack.enter_async_context(self._open(request, client, candidate, stack))
+            attempt = Attempt(candidate, request, deltas)
+            await attempt.begin()
+            attempt.asking = stack.pop_all()
+        self._began(request, candidate, trio.current_time() - asked_at)
+        return attempt
 
     def _open(
-        self, candidate: Candidate, request: InferenceRequest, attempt: AsyncExitStack
+        self, request: InferenceRequest, client: str, candidate: Candidate, stack: AsyncExitStack
     ) -> Answer:
         request = msgspec.structs.replace(request, model=candidate.model)
         if candidate.peer is None:
-            return self._here(candidate.model).generate(request)
+            return self._here(candidate.model).generate(request, client)
         if self.ask is None:
             raise Unavailable("this node is not connected yet", retry_after=1.0)
-        attempt.enter_context(self._counted(candidate.peer))
+        stack.enter_context(self.candidates.counted(candidate.peer, candidate.model))
         return self.ask(candidate.peer, request)
-
-    async def _reply(self, query: Query, candidate: Candidate) -> Reply:
-        query = msgspec.structs.replace(query, model=candidate.model)
-        if candidate.peer is None:
-            reply = await self._here(candidate.model).query(query)
-        elif self.look is None:
-            raise Unavailable("this node is not connected yet", retry_after=1.0)
-        else:
-            with self._counted(candidate.peer):
-                reply = await self.look(candidate.peer, query)
-        if not answers(reply, query):
-            raise RemoteError("a reply to another query")
-        return reply
 
     def _here(self, model: ModelId) -> Hosted:
         hosted = self._hosted.get(model)
         if hosted is None:  # its server offers it no longer
-            raise self._unknown(model)
+            raise self.candidates.unknown(model)
         return hosted
 
-    def _candidates(
-        self, question: InferenceRequest | Query, turn: RequestId
-    ) -> Sequence[Candidate]:
-        model, needed = question.model, needs(question)
-        servings = self._catalogue(suspects=True).get(model, ())
-        able = [one for one in servings if needed <= {*one.model.capabilities}]
-        if able:
-            return rank(map(self._candidate, able), turn)
-        if model in self._hosted and all(one.peer is not None for one in servings):
-            return (Candidate(None, model, slots=0),)  # it loads, or failed: it says so itself
-        if servings:
-            raise self._unable(model, min((needed - {*one.model.capabilities} for one in servings),
-                                          key=len))  # fmt: skip
-        raise self._unknown(model)
+    def _began(self, request: InferenceRequest, candidate: Candidate, seconds: float) -> None:
+        self.candidates.has_read(candidate, request)
+        tokens = self.candidates.sizes.tokens(request.model, request)
+        self._firsts.took(request.model, seconds, tokens)
+        if candidate.peer is not None:
+            self._inventory.trust(candidate.peer)
 
-    def _candidate(self, serving: Serving) -> Candidate:
-        peer, model = serving.peer, serving.model
-        if peer is None:
-            here = self._hosted[model.id]
-            active = here.active + here.queued
-        else:
-            active = self._active[peer]
-        return Candidate(
-            peer,
-            model.id,
-            slots=model.slots,
-            context=model.context,
-            active=active,
-            suspect=peer is not None and self._inventory.is_suspect(peer),
-        )
+    def _learn(self, request: InferenceRequest, last: Delta) -> None:
+        assert last.usage is not None
+        self.candidates.sizes.learn(request.model, request, last.usage.prompt_tokens)
 
-    def _unknown(self, model: ModelId) -> MeshError:
-        if self.is_joining:
-            return Unavailable("this node is still joining its mesh", retry_after=1.0)
-        names = ", ".join(card.id for card in self.models()) or "none yet"
-        return UnknownModel(f"there is no model {model!r} here; there are: {names}", param="model")
+    # Two at a time
 
-    def _unable(self, model: ModelId, lacks: frozenset[str]) -> RequestError:
-        lack = min(lacks)
-        others = [card.id for card in self.models() if lack in card.capabilities]
-        advice = f"models that do: {', '.join(others)}" if others else "no model here does"
-        param = "messages" if lack in _SENSES else "model"
-        return RequestError(f"{model} {_LACKS[lack]}; {advice}", param=param)
+    async def _soonest(
+        self,
+        request: InferenceRequest,
+        client: str,
+        candidate: Candidate,
+        left: Sequence[Candidate],
+    ) -> Attempt:
+        """The candidate's answer; or that of a second one, which is asked where no first token
+        comes for longer than usual, if it is faster. Raises the candidate's MeshErrors.
+        """
+        tokens = self.candidates.sizes.tokens(request.model, request)
+        bound = self._firsts.bound(request.model, tokens)
+        second = next((one for one in left if _is_spare(one)), None)
+        if bound is None or second is None:
+            return await self._begin(request, client, candidate)
+        first = partial(self._begin, request, client, candidate)
+        return await self._race(first, partial(self._late, bound, request, client, second))
 
-    @contextmanager
-    def _counted(self, peer: PeerId) -> Iterator[None]:
-        self._active[peer] += 1
+    async def _late(
+        self, bound: float, request: InferenceRequest, client: str, candidate: Candidate
+    ) -> Attempt | None:
+        await trio.sleep(bound)
+        peer, model = candidate.peer, candidate.model
+        self._journal.info(
+            "answer_hedged", f"no first token of {model} after {bound:.1f} s: {peer} is asked too",
+            peer=peer, model=model, seconds=round(bound, 3),
+        )  # fmt: skip
         try:
-            yield
-        finally:
-            self._active[peer] -= 1
+            return await self._begin(request, client, candidate)
+        except MeshError as error:
+            self._failed(candidate, error)
+            return None
 
-    def _failed(self, candidate: Candidate, model: ModelId, error: MeshError) -> None:
+    async def _race(
+        self,
+        first: Callable[[], Awaitable[Attempt]],
+        second: Callable[[], Awaitable[Attempt | None]],
+    ) -> Attempt:
+        """Whichever begins first; the other is left. Raises what `first` does."""
+        won: list[Attempt] = []
+        failure: MeshError | None = None
+
+        async def beside(cancel: Callable[[], None]) -> None:
+            if (attempt := await second()) is not None:
+                won.append(attempt)
+                cancel()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(beside, nursery.cancel_scope.cancel)
+                try:
+                    won.append(await first())
+                except MeshError as error:
+                    failure = error
+                nursery.cancel_scope.cancel()
+        except BaseException:
+            await _close(won)
+            raise
+        await _close(won[1:])
+        if won:
+            return won[0]
+        assert failure is not None
+        raise failure
+
+    # An answer that broke
+
+    async def _go_on(self, client: str, broken: Broken) -> Attempt:
+        """Raises BrokenOff where nobody goes on with it in time."""
+        candidate, error = broken.attempt.candidate, broken.error
+        request = broken.progress.request()
+        said = sum(len(one.tokens) for one in request.resume)
+        self._failed(candidate, error)
+        if not (candidate.resumable and broken.progress.is_resumable):
+            raise BrokenOff(f"the answer broke off after {said} tokens: {error}") from error
+        attempt = await self._resumed(request, client, broken)
+        peer = attempt.candidate.peer or self.candidates.me
+        is_exact = bool(candidate.numerics) and candidate.numerics == attempt.candidate.numerics
+        self._journal.info(
+            "answer_resumed", f"{peer} goes on with {request.model} after {said} tokens",
+            peer=peer, model=request.model, tokens=said, exact=is_exact,
+        )  # fmt: skip
+        return attempt
+
+    async def _resumed(self, request: InferenceRequest, client: str, broken: Broken) -> Attempt:
+        start, error = trio.current_time(), broken.error
+        until = start + PATIENCE
+        while trio.current_time() < until:
+            left = self.candidates.resumers(request, broken.attempt.candidate, broken.failed)
+            for candidate in left:
+                try:
+                    with trio.move_on_at(start + LONGER):
+                        return await self._begin(request, client, candidate)
+                except MeshError as failure:
+                    self._failed(candidate, failure)
+                    if isinstance(failure, _BUSY):
+                        until = start + LONGER
+                    else:
+                        broken.failed.add(candidate.peer)
+                    error = failure
+            if self.candidates.is_loading(request.model):
+                until = start + LONGER
+            await trio.sleep(AGAIN)
+        raise BrokenOff(
+            f"the answer broke off, and no other node goes on with it: {error}", retry_after=1.0
+        ) from error
+
+    # Queries
+
+    async def _reply(
+        self, query: Query, client: str, candidate: Candidate, _left: Sequence[Candidate]
+    ) -> Reply:
+        query = msgspec.structs.replace(query, model=candidate.model)
+        if candidate.peer is None:
+            reply = await self._here(candidate.model).query(query, client)
+        elif self.look is None:
+            raise Unavailable("this node is not connected yet", retry_after=1.0)
+        else:
+            with self.candidates.counted(candidate.peer, candidate.model):
+                reply = await self.look(candidate.peer, query)
+        if not answers(reply, query):
+            raise RemoteError("a reply to another query")
+        if candidate.peer is not None:
+            self._inventory.trust(candidate.peer)
+        return reply
+
+    def _failed(self, candidate: Candidate, error: MeshError) -> None:
         if candidate.peer is None or isinstance(error, RequestError):
             return  # a client's mistake is told to the client
-        if not isinstance(error, Overloaded | Loading | UnknownModel):
+        if not isinstance(error, _HARMLESS):
             self._inventory.suspect(candidate.peer)
+        peer, model = candidate.peer, candidate.model
         self._journal.warning(
-            "answer_failed", f"{candidate.peer} did not answer for {model}: {error}",
-            peer=candidate.peer, model=model, reason=str(error),
+            "answer_failed", f"{peer} did not answer for {model}: {error}",
+            peer=peer, model=model, reason=str(error),
         )  # fmt: skip
+
+
+def _is_spare(candidate: Candidate) -> bool:
+    """Whether it can be asked beside another: by a stream, and without queueing there."""
+    is_free = candidate.ahead < candidate.slots
+    return candidate.peer is not None and not candidate.suspect and is_free
+
+
+async def _close(attempts: Sequence[Attempt]) -> None:
+    with trio.CancelScope(shield=True):
+        for attempt in attempts:
+            await attempt.close()
 
 
 def _worst(failures: list[MeshError], model: ModelId) -> MeshError:
@@ -274,31 +327,3 @@ def _worst(failures: list[MeshError], model: ModelId) -> MeshError:
     if type(last) is Unavailable:
         return Unavailable(f"no node answers for {model} now: {last}", retry_after=1.0)
     return last
-
-
-class _Started:
-    """An answer whose first delta was taken to see that it comes. It ends with the delta that has
-    the usage, whatever a node may send after that.
-    """
-
-    def __init__(self, first: Delta, rest: AsyncIterator[Delta], course: Course) -> None:
-        course.check(first)
-        self._first: Delta | None = first
-        self._rest = rest
-        self._course = course
-        self._is_over = False
-
-    def __aiter__(self) -> AsyncIterator[Delta]:
-        return self
-
-    async def __anext__(self) -> Delta:
-        if self._is_over:
-            with trio.move_on_after(END_PATIENCE):
-                await anext(self._rest)  # which ends it; what comes instead is dropped
-            raise StopAsyncIteration
-        delta, self._first = self._first, None
-        if delta is None:
-            delta = await anext(self._rest)
-            self._course.check(delta)
-        self._is_over = delta.usage is not None
-        return delta

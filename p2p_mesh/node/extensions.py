@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2p_mesh.core.admission import may_publish
 from p2p_mesh.core.invite import Credential, seal, unseal
 from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.revocation import NOTHING, Revoked
 from p2p_mesh.errors import Refused
 from p2p_mesh.hookspecs import Event, Topic
 from p2p_mesh.journal import Entry, Journal
@@ -48,13 +49,14 @@ class Voice:
     credential: Credential
     mesh_key: bytes
     clock: Callable[[], float]
+    revoked: Callable[[], Revoked] = lambda: NOTHING
 
     def seal(self, kind: str, payload: bytes) -> bytes:
         return seal(kind, payload, self.key, self.credential)
 
     def unseal(self, kind: str, envelope: bytes) -> tuple[PeerId, bytes]:
         """Who says it, and what. Raises RemoteError, also where a role may not publish this."""
-        author, payload = unseal(kind, envelope, self.mesh_key, self.clock())
+        author, payload = unseal(kind, envelope, self.mesh_key, self.clock(), self.revoked())
         if not may_publish(author.role, kind):
             raise Refused(f"a {author.role} publishes nothing to {kind}")
         return author.peer, payload

@@ -168,12 +168,32 @@ async def test_error_after_the_first_delta_is_an_event() -> None:
     assert grown["choices"][0]["delta"] == {"content": "Hel"}
     assert last["error"]["code"] == "engine_died"
     assert last["error"]["type"] == "server_error"
+    assert last["error"]["partial"] is True
 
 
 async def test_error_after_the_first_delta_is_a_status_without_a_stream() -> None:
     steps = (Delta(text="Hel"), EngineDied("it ended"))
     response = await client(*steps).post("/v1/chat/completions", json=CHAT)
     assert response.status_code == 503
+    found = response.json()
+    assert found["error"]["code"] == "engine_died"
+    assert found["error"]["partial"] is True
+    (choice,) = found["partial"]["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("Hel", None)
+    assert found["partial"]["usage"] is None
+
+
+async def test_error_before_the_first_delta_has_no_partial_answer() -> None:
+    response = await client(EngineDied("it ended")).post("/v1/chat/completions", json=CHAT)
+    assert "partial" not in response.json()["error"]
+
+
+async def test_client_is_told_by_its_address_and_its_user() -> None:
+    inference = ScriptedInference(*HELLO)
+    for user in ({}, {"user": "kim"}):
+        await over(inference).post("/v1/chat/completions", json={**CHAT, **user})
+    await over(inference).post("/v1/completions", json={"model": "tiny", "prompt": "x"})
+    assert inference.clients == ["127.0.0.1", "127.0.0.1/kim", "127.0.0.1"]
 
 
 async def test_prompt_that_is_too_long_is_named_with_both_numbers() -> None:

@@ -16,7 +16,9 @@ from p2p_mesh.core.records import (
     Delta,
     DetokenizeQuery,
     EmbedQuery,
+    Held,
     InferenceRequest,
+    ModelLoad,
     Query,
     Reply,
     RerankQuery,
@@ -28,6 +30,7 @@ from p2p_mesh.core.records import (
     Usage,
 )
 from p2p_mesh.errors import (
+    BrokenOff,
     ContextExceeded,
     EngineDied,
     Loading,
@@ -86,7 +89,7 @@ class Case:
             self.inventory.apply(offer(peer, models))
         hosted = {"m": here} if here is not None else {}
         self.answers = Answers(hosted, self.inventory, Journal(), clock=lambda: 7.0)
-        self.answers.is_joining = False
+        self.answers.candidates.is_joining = False
         self._peers = peers
         self._replies = replies or {}
         self.answers.ask, self.answers.look = self._ask, self._look
@@ -135,12 +138,14 @@ def offer(peer: str, models: str) -> Offer:
 
 def hosted(script: Script, state: str = "ready", reply: Reply | MeshError | None = None) -> Any:
     @asynccontextmanager
-    async def generate(request: InferenceRequest) -> AsyncIterator[AsyncIterator[Delta]]:
+    async def generate(
+        request: InferenceRequest, asker: str
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
         if state == "loading":
             raise Loading("it is being loaded", retry_after=1.0)
         yield script()
 
-    async def query(query: Query) -> Reply:
+    async def query(query: Query, asker: str) -> Reply:
         assert reply is not None
         return said(reply)
 
@@ -148,6 +153,7 @@ def hosted(script: Script, state: str = "ready", reply: Reply | MeshError | None
     return SimpleNamespace(
         id=ModelId("m"), state=state, slots=2, active=0, queued=0, generate=generate,
         query=query, served=lambda: served,
+        load_now=lambda: ModelLoad(model=ModelId("m"), slots=2),
     )  # fmt: skip
 
 
@@ -180,26 +186,6 @@ async def test_failure_before_the_first_delta_goes_on_to_the_next(error: MeshErr
     assert case.asked[-1] == "c"
     assert len(set(case.asked)) == len(case.asked)
     assert case.closed == case.asked
-
-
-async def test_failure_after_the_first_delta_is_the_answers_own() -> None:
-    case = Case(
-        {
-            "a": lambda: fails(EngineDied("killed"), "so"),
-            "b": lambda: fails(EngineDied("killed"), "so"),
-        }
-    )
-    got: list[str] = []
-
-    async def read() -> None:
-        async with case.answers.answer(request()) as deltas:
-            async for delta in deltas:
-                got.append(delta.text)  # noqa: PERF401 - what came before the error counts
-
-    with pytest.raises(EngineDied):
-        await read()
-    assert got == ["so"]
-    assert len(case.asked) == 1
 
 
 WRONG = RequestError("too long", param="messages")
@@ -272,7 +258,7 @@ async def test_what_comes_after_the_end_is_not_passed_on() -> None:
 
 async def test_choice_that_was_not_asked_for_is_a_peers_fault() -> None:
     said = [Delta(text="a"), Delta(text="b", choice=5)]
-    with pytest.raises(RemoteError, match="not asked for"):
+    with pytest.raises(BrokenOff, match="not asked for"):
         await Case({"a": lambda: Scripted(said)}).text()
 
 
@@ -336,9 +322,22 @@ async def test_unknown_model_names_those_that_are_there() -> None:
         await Case({}).text()
 
 
+async def test_model_on_a_disk_is_one_that_loads() -> None:
+    case = Case({"a": silent})
+    held = (Held(id=ModelId("big")),)
+    announcement = msgspec.structs.replace(offer("a", "m").announcement, held=held)
+    case.inventory.apply(Offer(PeerId("a"), announcement, b"newer", 60.0))
+    with pytest.raises(Loading, match="on the disk of a node") as caught:
+        await case.text("big")
+    assert caught.value.retry_after == 5.0
+    case.inventory.suspect(PeerId("a"))
+    with pytest.raises(UnknownModel):
+        await case.text("big")
+
+
 async def test_nothing_is_unknown_while_the_node_joins() -> None:
     case = Case({})
-    case.answers.is_joining = True
+    case.answers.candidates.is_joining = True
     with pytest.raises(Unavailable, match="joining"):
         await case.text()
 
@@ -360,7 +359,7 @@ def test_models_are_the_union() -> None:
 
 def test_own_announcement_counts_once() -> None:
     case = Case({"a": silent}, here=hosted(silent))
-    case.answers.me = PeerId("a")
+    case.answers.candidates.me = PeerId("a")
     assert [card.nodes for card in case.answers.models()] == [1]
 
 

@@ -9,8 +9,9 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trio.testing import MockClock
 
-from p2p_mesh.core.invite import found, join, make_invite, public_bytes, read_token
+from p2p_mesh.core.invite import found, join, make_invite, read_token
 from p2p_mesh.core.names import PeerId, peer_id
+from p2p_mesh.core.signature import public_bytes
 from p2p_mesh.errors import RemoteError
 from p2p_mesh.hookspecs import Event, Topic, hookimpl
 from p2p_mesh.journal import Entry, Journal

@@ -50,7 +50,9 @@ class Obliging(ScriptedInference):
     """Gives every request what it asks for."""
 
     @asynccontextmanager
-    async def answer(self, request: InferenceRequest) -> AsyncIterator[AsyncIterator[Delta]]:
+    async def answer(
+        self, request: InferenceRequest, client: str = ""
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
         script = ScriptedInference(*_steps(request))
         async with script.answer(request) as deltas:
             yield deltas

@@ -1,0 +1,289 @@
+"""Answers that outlive their nodes: what the client gets is what one node would have said."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.lowlevel
+import trio.testing
+
+from p2p_mesh.core.inventory import Inventory, Offer
+from p2p_mesh.core.names import Digest, ModelId, PeerId, RequestId
+from p2p_mesh.core.records import (
+    Announcement,
+    Delta,
+    InferenceRequest,
+    ModelLoad,
+    Resources,
+    ServedModel,
+    TextPrompt,
+    Usage,
+)
+from p2p_mesh.errors import BrokenOff, EngineDied, Overloaded, RequestError, Unavailable
+from p2p_mesh.journal import Entry, Journal
+from p2p_mesh.node.answers import PATIENCE, Answers
+from p2p_mesh.node.attempts import TIMES
+
+WORDS = ["a1", "b2", "c3", "d4", "e5", "f6"]
+ASKED = InferenceRequest(id=RequestId("r"), model=ModelId("m"), prompt=TextPrompt(text="hello"))
+MODEL = ServedModel(id=ModelId("m"), digest=Digest("1" * 64), context=99, slots=2, numerics="exact")
+
+
+class Speaker:
+    """A node that says WORDS, a token each, and goes on where a request says."""
+
+    def __init__(self, *, fails_after: int | None = None, error: Exception | None = None) -> None:
+        self.fails_after = fails_after
+        self.error = error or Unavailable("it is gone")
+        self.pause = 0.0
+        self.asked: list[InferenceRequest] = []
+        self.under_way = 0
+
+    @asynccontextmanager
+    async def generate(
+        self, request: InferenceRequest, _asker: str = ""
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
+        self.asked.append(request)
+        self.under_way += 1
+        try:
+            yield self._speak(request)
+        finally:
+            self.under_way -= 1
+
+    async def _speak(self, request: InferenceRequest) -> AsyncIterator[Delta]:
+        come = len(request.resume[0].tokens) if request.resume else 0
+        await trio.sleep(self.pause)
+        for said, place in enumerate(range(come, len(WORDS))):
+            if said == self.fails_after:
+                raise self.error
+            await trio.lowlevel.checkpoint()
+            yield Delta(tokens=(place,), text=WORDS[place])
+        usage = Usage(prompt_tokens=1, completion_tokens=len(WORDS))
+        yield Delta(finish="stop", usage=usage)
+
+
+class World:
+    """This node, which asks, and the speakers that it knows of."""
+
+    def __init__(self, here: Speaker | None = None, **peers: Speaker) -> None:
+        self.log: list[Entry] = []
+        self.inventory = Inventory()
+        self.hosted: dict[str, Any] = {"m": hosted(here)} if here else {}
+        self.answers = Answers(self.hosted, self.inventory, Journal(self.log.append), lambda: 7.0)
+        self.answers.candidates.is_joining = False
+        self.answers.ask = lambda peer, request: peers[peer].generate(request)
+        for peer in peers:
+            self.announce(peer, MODEL)
+
+    def announce(self, peer: str, model: ServedModel, count: int = 1) -> None:
+        announcement = Announcement(
+            sequence=(1, count), issued_at=0, lifetime=60, name=peer, version="1",
+            resources=Resources(memory_total=1, memory_free=1, threads=1), models=(model,),
+        )  # fmt: skip
+        self.inventory.apply(Offer(PeerId(peer), announcement, b"", 60.0))
+
+    async def text(self, asked: InferenceRequest = ASKED) -> str:
+        async with self.answers.answer(asked) as deltas:
+            return "".join([delta.text async for delta in deltas])
+
+    def events(self, name: str) -> list[Entry]:
+        return [entry for entry in self.log if entry.event == name]
+
+
+def hosted(speaker: Speaker) -> Any:
+    return SimpleNamespace(
+        id=ModelId("m"), state="ready", slots=2, active=0, queued=0,
+        generate=speaker.generate, served=lambda: MODEL,
+        load_now=lambda: ModelLoad(model=ModelId("m"), slots=2),
+    )  # fmt: skip
+
+
+WHOLE = "".join(WORDS)
+
+
+@pytest.mark.parametrize("said", range(1, len(WORDS)))
+async def test_another_node_goes_on_wherever_an_answer_breaks(said: int) -> None:
+    here, peer = Speaker(fails_after=said, error=EngineDied("killed")), Speaker()
+    world = World(here, a=peer)
+    assert await world.text() == WHOLE
+    (resume,) = peer.asked[0].resume
+    assert resume.tokens == tuple(range(said))
+    assert resume.text == 2 * said
+    assert (here.under_way, peer.under_way) == (0, 0)
+
+
+async def test_going_on_is_said_and_whether_it_is_exact() -> None:
+    world = World(Speaker(fails_after=2), a=Speaker())
+    await world.text()
+    (entry,) = world.events("answer_resumed")
+    assert (entry.fields["peer"], entry.fields["tokens"]) == ("a", 2)
+    assert entry.fields["exact"] is True
+
+
+async def test_equal_numerics_go_first() -> None:
+    other, equal = Speaker(), Speaker()
+    world = World(Speaker(fails_after=2), a=other, b=equal)
+    world.announce("a", msgspec.structs.replace(MODEL, numerics="another build"), 2)
+    assert await world.text() == WHOLE
+    assert not other.asked
+    assert equal.asked
+
+
+async def test_an_answer_outlives_several_nodes(autojump_clock: trio.testing.MockClock) -> None:
+    peers = {name: Speaker(fails_after=1) for name in "abcd"} | {"e": Speaker()}
+    world = World(Speaker(fails_after=1), **peers)
+    assert await world.text() == WHOLE
+    assert all(len(peer.asked) <= 1 for peer in peers.values())
+
+
+async def test_another_file_of_that_name_does_not_go_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    other = Speaker()
+    world = World(Speaker(fails_after=2), a=other)
+    world.announce("a", msgspec.structs.replace(MODEL, digest=Digest("2" * 64)), 2)
+    async with world.answers.answer(ASKED) as deltas:
+        assert [(await anext(deltas)).text, (await anext(deltas)).text] == WORDS[:2]
+        world.hosted["m"].state = "failed"
+        with pytest.raises(BrokenOff, match="no other node"):
+            await anext(deltas)
+    assert not other.asked
+    assert trio.current_time() >= PATIENCE
+
+
+async def test_an_engine_that_comes_back_goes_on_itself(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    here = Speaker(fails_after=2, error=EngineDied("killed"))
+    world = World(here)
+
+    async def restart() -> None:
+        await trio.sleep(1.0)
+        world.hosted["m"].state, here.fails_after = "ready", None
+
+    async with trio.open_nursery() as nursery, world.answers.answer(ASKED) as deltas:
+        got = [(await anext(deltas)).text, (await anext(deltas)).text]
+        world.hosted["m"].state = "loading"
+        nursery.start_soon(restart)
+        got += [delta.text async for delta in deltas]
+    assert "".join(got) == WHOLE
+
+
+async def test_a_busy_node_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    full = Speaker(fails_after=0, error=Overloaded("full", retry_after=1.0))
+    world = World(Speaker(fails_after=2, error=Unavailable("gone")), a=full)
+
+    async def free() -> None:
+        await trio.sleep(2 * PATIENCE)
+        full.fails_after = None
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(free)
+        assert await world.text() == WHOLE
+
+
+async def test_what_one_node_cannot_say_twice_is_not_gone_on_with() -> None:
+    other = Speaker()
+    world = World(a=Speaker(fails_after=2), b=other)
+    foreign = msgspec.structs.replace(MODEL, resumable=False)
+    world.announce("a", foreign, 2)
+    world.inventory.suspect(PeerId("b"))
+    with pytest.raises(BrokenOff, match="after 2 tokens"):
+        await world.text()
+    assert not other.asked
+
+
+async def test_a_request_that_turns_out_wrong_is_wrong_everywhere() -> None:
+    other = Speaker()
+    world = World(Speaker(fails_after=2, error=RequestError("no such grammar")), a=other)
+    with pytest.raises(RequestError):
+        await world.text()
+    assert not other.asked
+
+
+async def test_an_answer_that_always_breaks_is_given_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    words = [f"{number}" for number in range(5 * TIMES)]
+    WORDS[:], before = words, list(WORDS)
+    try:
+        world = World(Speaker(fails_after=1, error=EngineDied("again")))
+        with pytest.raises(EngineDied):
+            await world.text()
+    finally:
+        WORDS[:] = before
+
+
+async def usual(world: World, peers: list[Speaker]) -> None:
+    """Enough answers that the node knows how long a first token takes."""
+    for _ in range(12):
+        await world.text()
+    for peer in peers:
+        peer.asked.clear()
+
+
+async def test_a_late_first_token_is_asked_for_elsewhere(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    slow, quick = Speaker(), Speaker()
+    world = World(slow, a=quick)
+    await usual(world, [slow, quick])
+    slow.pause = 60.0
+    start = trio.current_time()
+    assert await world.text() == WHOLE
+    assert trio.current_time() - start < 5.0
+    assert len(quick.asked) == 1
+    assert (slow.under_way, quick.under_way) == (0, 0)
+    assert world.events("answer_hedged")
+
+
+async def test_whoever_is_first_is_taken_and_the_other_left(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    slow, slower = Speaker(), Speaker()
+    world = World(slow, a=slower)
+    await usual(world, [slow, slower])
+    slow.pause, slower.pause = 3.0, 60.0
+    assert await world.text() == WHOLE
+    assert len(slower.asked) == 1
+    assert (slow.under_way, slower.under_way) == (0, 0)
+
+
+async def test_a_second_node_that_fails_changes_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    slow, broken = Speaker(), Speaker(fails_after=0)
+    world = World(slow, a=broken)
+    await usual(world, [slow, broken])
+    slow.pause = 5.0
+    assert await world.text() == WHOLE
+    assert len(broken.asked) == 1
+
+
+async def test_a_full_node_is_not_asked_beside_another(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    slow, full = Speaker(), Speaker()
+    world = World(slow, a=full)
+    await usual(world, [slow, full])
+    world.answers.candidates.heard_load(
+        PeerId("a"), [ModelLoad(model=ModelId("m"), slots=2, active=2)]
+    )
+    slow.pause = 5.0
+    assert await world.text() == WHOLE
+    assert not full.asked
+
+
+async def test_leaving_an_answer_leaves_both_nodes(autojump_clock: trio.testing.MockClock) -> None:
+    slow, slower = Speaker(), Speaker()
+    world = World(slow, a=slower)
+    await usual(world, [slow, slower])
+    slow.pause = slower.pause = 60.0
+    with trio.move_on_after(10.0):
+        await world.text()
+    assert slower.asked
+    assert (slow.under_way, slower.under_way) == (0, 0)

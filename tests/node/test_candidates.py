@@ -1,0 +1,129 @@
+"""What a node knows of the others decides whom it asks: busyness, distance, what was read there."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from p2p_mesh.core.inventory import Inventory, Offer
+from p2p_mesh.core.load import FRESH
+from p2p_mesh.core.names import Digest, ModelId, PeerId, RequestId
+from p2p_mesh.core.records import (
+    Announcement,
+    InferenceRequest,
+    ModelLoad,
+    Resources,
+    ServedModel,
+    TextPrompt,
+)
+from p2p_mesh.core.routing import Candidate
+from p2p_mesh.node.candidates import Candidates
+
+M = ModelId("m")
+A, B = PeerId("a"), PeerId("b")
+MODEL = ServedModel(id=M, digest=Digest("1" * 64), context=4096, slots=2, numerics="exact")
+ASKED = InferenceRequest(id=RequestId("r"), model=M, prompt=TextPrompt(text="word " * 2000))
+
+
+def known(*peers: PeerId, here: Any = None) -> Candidates:
+    inventory = Inventory()
+    for peer in peers:
+        announcement = Announcement(
+            sequence=(1, 1), issued_at=0, lifetime=60, name=peer, version="1",
+            resources=Resources(memory_total=1, memory_free=1, threads=1), models=(MODEL,),
+        )  # fmt: skip
+        inventory.apply(Offer(peer, announcement, b"", 60.0))
+    candidates = Candidates({"m": here} if here else {}, inventory, lambda: 7.0)
+    candidates.is_joining = False
+    return candidates
+
+
+def hosted(state: str = "ready") -> Any:
+    return SimpleNamespace(
+        id=M, state=state, active=1, queued=2, served=lambda: MODEL if state == "ready" else None,
+        load_now=lambda: ModelLoad(model=M, slots=2, prefill=100.0),
+    )  # fmt: skip
+
+
+def order(candidates: Candidates, asked: InferenceRequest = ASKED) -> list[PeerId | None]:
+    return [one.peer for one in candidates.of(asked, asked.id)]
+
+
+async def test_a_peer_that_is_full_comes_after_one_that_is_free() -> None:
+    candidates = known(A, B)
+    candidates.heard_load(A, [ModelLoad(model=M, slots=2, active=2, queued=9, whole=10.0)])
+    candidates.heard_load(B, [ModelLoad(model=M, slots=2, whole=10.0)])
+    assert order(candidates) == [B, A]
+
+
+async def test_a_full_house_is_forgotten_after_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    candidates = known(A)
+    candidates.heard_load(A, [ModelLoad(model=M, slots=2, active=2, prefill=50.0)])
+    await trio.sleep(FRESH + 1)
+    (one,) = candidates.of(ASKED, ASKED.id)
+    assert (one.busy, one.prefill) == (0, 50.0)
+
+
+async def test_our_own_requests_are_counted_once() -> None:
+    candidates = known(A)
+    with candidates.counted(A, M), candidates.counted(A, ModelId("other")):
+        candidates.heard_load(A, [ModelLoad(model=M, slots=2, active=2)])
+        (one,) = candidates.of(ASKED, ASKED.id)
+        assert (one.active, one.busy, one.counted, one.ahead) == (1, 2, 1, 2)
+    (one,) = candidates.of(ASKED, ASKED.id)
+    assert one.active == 0
+
+
+async def test_this_node_is_known_by_its_own_slots() -> None:
+    (one,) = known(here=hosted()).of(ASKED, ASKED.id)
+    assert (one.peer, one.active, one.prefill, one.rtt) == (None, 3, 100.0, 0.0)
+
+
+async def test_a_conversation_stays_where_it_was_read() -> None:
+    candidates = known(A, B)
+    first, second = candidates.of(ASKED, ASKED.id)
+    candidates.has_read(second, ASKED)
+    assert order(candidates) == [second.peer, first.peer]
+    assert second.peer is not None
+    candidates.forget(second.peer)
+    assert order(candidates) == [first.peer, second.peer]
+
+
+async def test_a_far_peer_comes_after_a_near_one() -> None:
+    candidates = known(A, B)
+    candidates.rtt = {A: 0.4, B: 0.001}.get
+    assert order(candidates) == [B, A]
+
+
+BROKEN = Candidate(A, M, slots=2, digest=MODEL.digest, numerics="exact")
+
+
+async def test_who_failed_goes_on_only_where_nobody_else_does() -> None:
+    both, alone = known(A, B), known(A)
+    assert [one.peer for one in both.resumers(ASKED, BROKEN, {A})] == [B]
+    assert [one.peer for one in both.resumers(ASKED, BROKEN, {A, B})] != []
+    assert [one.peer for one in alone.resumers(ASKED, BROKEN, {A})] == [A]
+
+
+async def test_nobody_goes_on_with_a_model_that_is_gone() -> None:
+    assert known().resumers(ASKED, BROKEN, {A}) == ()
+
+
+async def test_a_file_without_a_digest_goes_on_only_where_it_was() -> None:
+    nameless = msgspec.structs.replace(MODEL, digest=None)
+    here = hosted()
+    here.served = lambda: nameless
+    candidates = known(here=here)
+    broken = Candidate(None, M, slots=2)
+    assert [one.peer for one in candidates.resumers(ASKED, broken, {None})] == [None]
+
+
+@pytest.mark.parametrize(("state", "is_loading"), [("loading", True), ("ready", False)])
+def test_model_that_loads_here_will_be_there_soon(state: str, is_loading: bool) -> None:
+    assert known(here=hosted(state)).is_loading(M) is is_loading
+    assert not known().is_loading(M)
