@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
+from p2p_mesh.core.control import read_owner
 from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import SettingsError
 
@@ -53,6 +54,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     model: tuple[str, ...] = ()
     join: tuple[str, ...] = ()
+    standby: tuple[str, ...] = ()
+    """Model files, or folders of them, that are served when the mesh wants them."""
     client: bool = False
     port: Port = 9337
     console: Port = 3131
@@ -83,6 +86,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     api_key: str = ""
     allow_host: tuple[str, ...] = ()
     allow_origin: tuple[str, ...] = ()
+    accept_owner: tuple[str, ...] = ()
+    """Public keys of owners, who may order this node about."""
     log_format: Literal["pretty", "json"] = "pretty"
 
     @property
@@ -133,6 +138,8 @@ def load(
     }
     settings = _convert(given, "the setting")
     _check_address(settings.p2p_host)
+    for owner in settings.accept_owner:
+        read_owner(owner)
     if not settings.name.isprintable():
         raise SettingsError(f"the setting name: {settings.name!r} holds what cannot be shown")
     if not open_secrets:

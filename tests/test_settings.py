@@ -161,6 +161,14 @@ def test_keys_of_endpoints_are_no_settings() -> None:
         load({}, {"MESHNODE_ENDPOINT_KEY_0": "k"})
 
 
+def test_owner_is_a_public_key() -> None:
+    owner = "mo1_" + "A" * 43
+    found = load({}, {"MESHNODE_ACCEPT_OWNER": f"{owner},{owner}"})
+    assert found.accept_owner == (owner, owner)
+    with pytest.raises(SettingsError, match="no public key of an owner"):
+        load({"accept_owner": ("mo1_bob",)}, {})
+
+
 def test_folders_follow_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")

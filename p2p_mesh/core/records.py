@@ -296,6 +296,8 @@ class Held(Record, frozen=True, kw_only=True):
     id: Annotated[ModelId, Meta(min_length=1, max_length=256)]
     digest: Annotated[Digest, Meta(pattern=r"\A[0-9a-f]{64}\Z")] | None = None
     size_bytes: Count = 0
+    loading: bool = False
+    """It is being loaded now, so that nobody else need load it."""
 
 
 class ModelLoad(Record, frozen=True, kw_only=True):
@@ -323,7 +325,7 @@ class Announcement(Record, frozen=True, kw_only=True):
     sequence: tuple[Count, Count]
     """Boot time in milliseconds, then a counter: later is newer, also after a restart."""
     issued_at: Annotated[float, Meta(ge=0, le=2**53)]
-    lifetime: Annotated[float, Meta(gt=0, le=600)]
+    lifetime: Annotated[float, Meta(gt=0, le=21_600)]
     name: ShortText
     version: ShortText
     role: Role = "member"

@@ -1,7 +1,6 @@
 """The whole path, with real processes: run, join, ask, stop, and what happens when things die."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -128,33 +127,6 @@ async def test_engines_do_not_outlive_a_killed_node(tmp_path: Path, slow: Path) 
         await again.wait("ready")
 
 
-async def test_killed_engine_is_an_error_event_and_comes_back(tmp_path: Path, slow: Path) -> None:
-    async with start_node(tmp_path / "a", "--model", str(slow)) as node:
-        invite = (await node.wait("ready"))["invite"]
-        async with start_node(tmp_path / "b", "--client", "--join", invite) as client:
-            await client.wait("ready")
-            for asked in (node, client):
-                await _kill_the_engine_in_an_answer(node, asked)
-            assert node.process.poll() is None
-
-
-async def _kill_the_engine_in_an_answer(node: NodeProcess, asked: NodeProcess) -> None:
-    before = len(node.log)
-    async with long_answer(asked) as events:
-        for _ in range(5):
-            assert "choices" in (await events.next() or {})
-        os.kill(node.engines()[0], signal.SIGKILL)
-        killed = trio.current_time()
-        last = (await events.all())[-1]
-    assert last["error"]["code"] == "engine_died"
-    assert not events.is_done
-    await node.wait("engine_died", after=before)
-    await node.wait("model_ready", after=before)
-    while (await chat(asked, "slow", max_tokens=2)).status_code != 200:
-        await trio.sleep(0.1)
-    assert trio.current_time() - killed < 5
-
-
 async def test_disconnect_frees_the_slot(tmp_path: Path, slow: Path) -> None:
     async with start_node(tmp_path / "a", "--model", str(slow)) as node:
         invite = (await node.wait("ready"))["invite"]
@@ -197,7 +169,7 @@ def refused(*arguments: str, **given: Any) -> tuple[int, str]:
 
 
 async def test_second_node_on_a_data_directory_is_refused_by_name(tmp_path: Path) -> None:
-    async with start_node(tmp_path / "a", "--client", "--name", "alice") as node:
+    async with start_node(tmp_path / "a", "--name", "alice") as node:
         await node.wait("ready")
         code, said = await trio.to_thread.run_sync(
             lambda: refused("--client", "--data-dir", str(tmp_path / "a"))
@@ -211,13 +183,13 @@ def test_port_in_use_is_one_line(tmp_path: Path, flag: str) -> None:
     host = "" if flag == "--p2p-port" else "127.0.0.1"
     with socket.create_server((host, 0)) as server:
         port = str(server.getsockname()[1])
-        code, said = refused("--client", "--data-dir", str(tmp_path), flag, port)
+        code, said = refused("--data-dir", str(tmp_path), flag, port)
     assert code == 2
     assert said == f"Error: port {port} is in use; choose another with {flag}\n"
 
 
 async def test_token_may_come_by_file_input_and_environment(tmp_path: Path) -> None:
-    async with start_node(tmp_path / "a", "--client") as node:
+    async with start_node(tmp_path / "a") as node:
         invite = (await node.wait("ready"))["invite"]
         (tmp_path / "token").write_text(invite)
         ways: list[tuple[tuple[str, ...], dict[str, str], bytes]] = [
@@ -238,7 +210,7 @@ async def test_token_may_come_by_file_input_and_environment(tmp_path: Path) -> N
 async def test_restarted_node_is_who_it_was(tmp_path: Path) -> None:
     ready = []
     for _ in range(2):
-        async with start_node(tmp_path / "a", "--client") as node:
+        async with start_node(tmp_path / "a") as node:
             ready.append(await node.wait("ready"))
             await node.stop(signal.SIGTERM)
     same = ("peer_id", "mesh_id", "invite", "p2p_addrs")
@@ -247,7 +219,7 @@ async def test_restarted_node_is_who_it_was(tmp_path: Path) -> None:
 
 
 async def test_joined_node_comes_back_without_a_token(tmp_path: Path) -> None:
-    async with start_node(tmp_path / "a", "--client") as node:
+    async with start_node(tmp_path / "a") as node:
         invite = (await node.wait("ready"))["invite"]
         for arguments in (("--join", invite), ()):
             async with start_node(tmp_path / "b", "--client", *arguments) as guest:
@@ -262,7 +234,7 @@ async def test_commands_find_the_running_node(tmp_path: Path) -> None:
         )  # fmt: skip
         return json.loads(done.stdout)
 
-    async with start_node(tmp_path / "a", "--client", "--name", "alice") as node:
+    async with start_node(tmp_path / "a", "--name", "alice") as node:
         await node.wait("ready")
         found = await trio.to_thread.run_sync(command, "status")
         served = await status(node)

@@ -81,7 +81,7 @@ async def skipped(node: NodeProcess) -> dict[str, str]:
 
 
 async def test_topics_carry_between_nodes(tmp_path: Path, installed: dict[str, str]) -> None:
-    async with start_node(tmp_path / "a", "--client", environment=installed) as alice:
+    async with start_node(tmp_path / "a", environment=installed) as alice:
         invite = (await alice.wait("ready", 60))["invite"]
         async with start_node(
             tmp_path / "b", "--client", "--join", invite, environment=installed
