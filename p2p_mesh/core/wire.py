@@ -40,14 +40,17 @@ class ErrorMessage(Message, frozen=True, kw_only=True, tag="error"):
     message: str
     param: ShortText | None = None
     retry_after: Annotated[float, Meta(ge=0, le=86_400)] | None = None
+    load: Loads = ()
+    """As in `end`."""
 
     @classmethod
-    def of(cls, error: MeshError) -> ErrorMessage:
+    def of(cls, error: MeshError, load: tuple[ModelLoad, ...] = ()) -> ErrorMessage:
         return cls(
             code=error.code,
             message=str(error)[:4096],
             param=error.param,
             retry_after=error.retry_after,
+            load=load,
         )
 
     def error(self) -> MeshError:

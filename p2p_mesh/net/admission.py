@@ -48,7 +48,7 @@ from p2p_mesh.core.wire import ADMISSION_LIMIT, End, ErrorMessage
 from p2p_mesh.errors import Refused, RemoteError, Unavailable
 from p2p_mesh.net.host import Host, name_of
 from p2p_mesh.net.offences import Offences
-from p2p_mesh.net.protocols import CLOSE_TIMEOUT, Stream, hear_end, open_raw, protocol_id
+from p2p_mesh.net.protocols import CLOSE_TIMEOUT, Stream, open_raw, protocol_id
 from p2p_mesh.net.redemption import Pace
 from p2p_mesh.net.revocation import Revocations
 
@@ -155,7 +155,7 @@ class Admission:
         await stream.tell(hello)
         theirs = await self._hear(stream, Hello)
         check_hello(theirs, self._ourselves.mesh)
-        await stream.tell(self._prove(stream.peer, hello, theirs))
+        await stream.tell(self._prove(stream.peer, hello, theirs, self._news(theirs)))
         proof = await self._hear(stream, Proof)
         member = self._check(stream.peer, proof, theirs, hello)
         self._admit(member)
@@ -173,7 +173,8 @@ class Admission:
             with _deadline(peer), self._handshake(peer):
                 await self._listener(stream)
         except RemoteError as error:
-            self._offences.refuse(peer, "admission", error)
+            if not self._holder.revocations.is_out:  # whoever refuses a revoked node is right
+                self._offences.refuse(peer, "admission", error)
             await self._refuse(stream, error)
         except Unavailable as error:
             await stream.complain(error)
@@ -188,9 +189,13 @@ class Admission:
         if isinstance(message, Redeem):
             await self._redeem(stream, message, theirs, hello)
             return
+        before = self._news(theirs)
         member = self._check(stream.peer, message, theirs, hello)
-        await stream.tell(self._prove(stream.peer, hello, theirs))
-        await hear_end(stream)
+        # Where theirs has just replaced ours, they get ours all the same: of two lists that two
+        # holders made, each may name what the other lacks.
+        news = self._news(theirs) or before
+        await stream.tell(self._prove(stream.peer, hello, theirs, news))
+        await self._hear(stream, End)  # or the list, if the dialer has one that names this node
         self._admit(member)
 
     async def _redeem(self, stream: Stream, redeem: Redeem, theirs: Hello, ours: Hello) -> None:
@@ -198,8 +203,8 @@ class Admission:
         transcript = _transcript(us.mesh, stream.peer, us.peer, theirs, ours)
         with self._once(redeem.signature):
             invite = check_redeem(redeem, transcript, us.mesh_key, revoked)
-        self._pace.take(stream.peer)
-        credential = await self._holder.redeem(invite, public_key(stream.peer))
+        with self._pace.attempt(stream.peer, invite.key):
+            credential = await self._holder.redeem(invite, public_key(stream.peer))
         await stream.tell(Redeemed(credential=credential))
 
     def _hello(self) -> Hello:
@@ -207,10 +212,12 @@ class Admission:
         nonce = secrets.token_bytes(32)
         return Hello(version=VERSION, mesh=mesh, nonce=nonce, revocation=mark)
 
-    def _prove(self, verifier: PeerId, ours: Hello, theirs: Hello) -> Proof:
+    def _news(self, theirs: Hello) -> Signed | None:
+        return self._holder.revocations.unless(theirs.revocation)
+
+    def _prove(self, verifier: PeerId, ours: Hello, theirs: Hello, news: Signed | None) -> Proof:
         us = self._ourselves
         transcript = _transcript(us.mesh, us.peer, verifier, ours, theirs)
-        news = self._holder.revocations.unless(theirs.revocation)
         return prove(transcript, us.credential, us.key, news)
 
     def _check(self, prover: PeerId, proof: Proof, theirs: Hello, ours: Hello) -> Member:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -29,12 +29,17 @@ from p2p_mesh.errors import MeshError, Overloaded, RemoteError, Unavailable
 from p2p_mesh.journal import Journal
 from p2p_mesh.net import protocols as wires
 from p2p_mesh.net.groups import bare
-from p2p_mesh.net.inference import MAX_REQUESTS, PROTOCOL, fitting
+from p2p_mesh.net.inference import MAX_RESUMED, PROTOCOL, fitting, most_of
 from p2p_mesh.net.protocols import Protocols, Stream
 
 _QUEUE = 1024
 _MOST_TOGETHER = 256
 _MOST_LOADS = 256  # that an `end` has room for, core/wire.py
+
+MAX_STREAMS = MAX_RESUMED + 8
+"""Streams of one member, each of which may hold most of a message: those of its requests, and some
+that end while others are opened.
+"""
 
 
 class Handlers(Protocol):
@@ -56,11 +61,14 @@ class Answers:
         self._handlers = handlers
         self._journal = journal
         self._busy: Counter[PeerId] = Counter()
+        self._streams: Counter[PeerId] = Counter()
         protocols.serve(PROTOCOL, self._serve)
 
     async def _serve(self, stream: Stream, member: Member) -> None:
+        if self._streams[member.peer] >= MAX_STREAMS:
+            raise Overloaded(f"{MAX_STREAMS} streams of yours are open", retry_after=1.0)
         session = _Session(stream, member)
-        with bare():
+        with bare(), _counted(self._streams, member.peer):
             async with trio.open_nursery() as nursery:
                 with suppress(Unavailable):  # the asker closed the stream, or is gone
                     await self._read(session, nursery)
@@ -72,43 +80,48 @@ class Answers:
             if not isinstance(message, Cancel):
                 if session.scope is not None:
                     raise RemoteError("a request before the last one ended")
-                session.scope = trio.CancelScope()
+                # Else one that takes no answers could have any number of them under way.
+                if session.is_told is not None and not session.is_told.is_set():
+                    await session.is_told.wait()
+                session.scope, session.is_told = trio.CancelScope(), trio.Event()
                 nursery.start_soon(self._run, session, message)
             elif session.scope is not None:
                 session.scope.cancel()
 
     async def _run(self, session: _Session, question: Ask | Look) -> None:
-        error: ErrorMessage | None = None
+        error: MeshError | None = None
         assert session.scope is not None
+        assert session.is_told is not None
+        is_told = session.is_told
         with session.scope:
             error = await self._attempt(session, question)
-        last = error or End(load=self._handlers.load()[:_MOST_LOADS])
+        load = self._handlers.load()[:_MOST_LOADS]
+        last = End(load=load) if error is None else ErrorMessage.of(error, load)
         # Free before the asker can know it, since the next request comes right after `end`.
         session.scope = None
-        with suppress(Unavailable):
-            await session.stream.tell(last)
-
-    async def _attempt(self, session: _Session, question: Ask | Look) -> ErrorMessage | None:
-        peer = session.member.peer
-        if self._busy[peer] >= MAX_REQUESTS:
-            return ErrorMessage.of(
-                Overloaded(f"{MAX_REQUESTS} requests of yours are under way", retry_after=1.0)
-            )
-        self._busy[peer] += 1
         try:
-            if isinstance(question, Ask):
-                await self._send(session, question.request)
-            else:
-                await self._reply(session, question.query)
+            await session.stream.tell(last)
+        except Unavailable:
+            # Perhaps a part of a message was sent: the asker would wait for the rest of it.
+            await session.stream.reset()
+        finally:
+            is_told.set()
+
+    async def _attempt(self, session: _Session, question: Ask | Look) -> MeshError | None:
+        peer, most = session.member.peer, most_of(question)
+        if self._busy[peer] >= most:
+            return Overloaded(f"{most} requests of yours are under way", retry_after=1.0)
+        try:
+            with _counted(self._busy, peer):
+                if isinstance(question, Ask):
+                    await self._send(session, question.request)
+                else:
+                    await self._reply(session, question.query)
         except MeshError as error:
-            return ErrorMessage.of(error)
+            return error
         except Exception as error:  # noqa: BLE001 - our own mistake must not end the host
             self._journal.error("handler_failed", f"an answer failed: {error!r}", peer=peer)
-            return ErrorMessage.of(MeshError("an internal error"))
-        finally:
-            self._busy[peer] -= 1
-            if not self._busy[peer]:
-                del self._busy[peer]
+            return MeshError("an internal error")
         return None
 
     async def _reply(self, session: _Session, query: Query) -> None:
@@ -133,6 +146,19 @@ class _Session:
     stream: Stream
     member: Member
     scope: trio.CancelScope | None = None
+    is_told: trio.Event | None = None
+    """Of the last answer: set when its end is on its way."""
+
+
+@contextmanager
+def _counted(counter: Counter[PeerId], peer: PeerId) -> Iterator[None]:
+    counter[peer] += 1
+    try:
+        yield
+    finally:
+        counter[peer] -= 1
+        if not counter[peer]:
+            del counter[peer]
 
 
 def _send_now(stream: Stream, delta: Delta) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
-from libp2p.io.exceptions import IOException
+from libp2p.io.exceptions import ConnectionClosedError, IOException
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
 from libp2p.stream_muxer.yamux.yamux import (
     DEFAULT_WINDOW_SIZE,
@@ -48,6 +49,7 @@ class Channel(YamuxStream):  # type: ignore[misc]
         super().__init__(stream_id, conn, is_initiator)
         self.closed = False
         self.widened = trio.Event()
+        self._is_cut = False
         self._sink: Callable[[bytes], None] | None = None
         self._failure: Exception | None = None
         self._left = bytearray()
@@ -101,14 +103,21 @@ class Channel(YamuxStream):  # type: ignore[misc]
             raise MuxedStreamEOF("nothing follows")
 
     async def write(self, data: bytes) -> None:
+        """Sends all of it. Where only a part could be sent, the peer could make nothing of what
+        came after that, so nothing more is sent.
+        """
         rest = memoryview(data)
-        while rest:
-            await self.conn.wait_room()
-            self._check_writable()
-            if self.send_window:
-                rest = rest[self._put(rest) :]
-            else:
-                await self._wait_window()
+        try:
+            while rest:
+                await self.conn.wait_room()
+                self._check_writable()
+                if self.send_window:
+                    rest = rest[self._put(rest) :]
+                else:
+                    await self._wait_window()
+        except BaseException:
+            self._is_cut = self._is_cut or len(rest) < len(data)
+            raise
 
     def write_nowait(self, data: bytes) -> bool:
         """Sends all of it if that needs no waiting, and else nothing."""
@@ -130,6 +139,8 @@ class Channel(YamuxStream):  # type: ignore[misc]
     def _check_writable(self) -> None:
         if self.send_closed or self.closed:
             raise MuxedStreamError("the stream is closed")
+        if self._is_cut:
+            raise MuxedStreamError("a part of a message was sent, and not the rest")
 
     async def _wait_window(self) -> None:
         self.widened = trio.Event()
@@ -137,6 +148,35 @@ class Channel(YamuxStream):  # type: ignore[misc]
             await self.widened.wait()
         if scope.cancelled_caught:
             raise MuxedStreamError(f"the reader gave no credit for {WINDOW_PATIENCE:g} s")
+
+    async def close(self) -> None:
+        """This side is done with it: what still comes is dropped."""
+        self._discard()
+        try:
+            await super().close()
+        finally:
+            if not self.closed:
+                self.conn.part_from(self)
+
+    async def reset(self) -> None:
+        """Ends both halves at once. What came and was not read is dropped: libp2p would keep it for
+        a minute.
+        """
+        self._discard()
+        try:
+            if not self.closed:
+                with suppress(ConnectionClosedError):
+                    self.conn.post(TYPE_WINDOW_UPDATE, FLAG_RST, self.stream_id, 0)
+        finally:
+            self.closed = self.send_closed = self.recv_closed = self.reset_received = True
+            self.wake()
+            self.conn._finalize_stream_locked(self, fully_closed=True)
+
+    def _discard(self) -> None:
+        self._sink = _ignore
+        self._left.clear()
+        if buffer := self.conn.stream_buffers.get(self.stream_id):
+            buffer.clear()
 
     async def _auto_tune_and_send_window_update(self, *, bytes_read: int = 0) -> None:
         """What libp2p calls after a read."""
@@ -196,3 +236,6 @@ class Channel(YamuxStream):  # type: ignore[misc]
             self.conn.stream_events[self.stream_id].set()
         if self.closed:
             self.widened.set()
+
+
+def _ignore(data: bytes) -> None: ...

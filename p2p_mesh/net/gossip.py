@@ -40,7 +40,9 @@ MAX_STREAMS = 4
 """Gossip streams that one peer may open to us at a time; it needs one."""
 
 Receive = Callable[[PeerId, bytes], bool]
-"""Takes what an author published; True if it is valid, and so may be passed on."""
+"""Takes what an author published; True if it may be passed on, False if it stops here, which is no
+fault of whoever passed it on. Raises RemoteError for what is.
+"""
 
 Members = Mapping[PeerId, Member]
 
@@ -74,6 +76,8 @@ class Gossip:
         self._journal = journal
         self._topics: dict[str, Topic] = {}
         self._streams: dict[PeerId, int] = {}
+        self._stopped: set[bytes] = set()
+        """Of the messages that are being judged, those that are not passed on."""
         _send_no_records()
         self.router = _Router(self)
         self._pubsub = _Pubsub(self, host)
@@ -143,13 +147,21 @@ class Gossip:
         ):
             self.note(forwarder, f"a message that {topic.name} does not take")
             return False
-        return self._hand_over(topic, author, forwarder, message.data)
+        return self._hand_over(topic, author, forwarder, message)
 
-    def _hand_over(self, topic: Topic, author: PeerId, forwarder: Any, data: bytes) -> bool:
+    def goes_on(self, message: Any) -> bool:
+        return _name(message) not in self._stopped
+
+    def judged(self, message: Any) -> None:
+        """All is done with a message."""
+        self._stopped.discard(_name(message))
+
+    def _hand_over(self, topic: Topic, author: PeerId, forwarder: Any, message: Any) -> bool:
         try:
-            if topic.receive(author, data):
-                return True
-            self.note(forwarder, f"an invalid message for {topic.name}")
+            if not topic.receive(author, message.data):
+                # Valid nevertheless: libp2p counts what is not against whoever passed it on.
+                self._stopped.add(_name(message))
+            return True
         except RemoteError as error:
             self._offences.refuse(PeerId(str(forwarder)), f"gossip: {topic.name}", error)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the host
@@ -206,6 +218,8 @@ class _Pubsub(Pubsub):  # type: ignore[misc]
             await super().push_msg(forwarder, message)
         except Exception as error:  # noqa: BLE001
             self._gossip.note(forwarder, f"a message that cannot be checked: {error!r}")
+        finally:
+            self._gossip.judged(message)
 
 
 class _Router(GossipSub):  # type: ignore[misc]
@@ -235,6 +249,10 @@ class _Router(GossipSub):  # type: ignore[misc]
                 self._gossip.fail(error)
                 await trio.sleep(self.heartbeat_interval)
 
+    async def publish(self, forwarder: Any, message: Any) -> None:
+        if self._gossip.goes_on(message):
+            await super().publish(forwarder, message)
+
     async def flush_pending_messages(self, peer: Any) -> None:
         await self._survive(super().flush_pending_messages, peer)
 
@@ -255,6 +273,10 @@ class _Router(GossipSub):  # type: ignore[misc]
             await step(*args)
         except Exception as error:  # noqa: BLE001
             self._gossip.fail(error)
+
+
+def _name(message: Any) -> bytes:
+    return bytes(message.from_id) + bytes(message.seqno)
 
 
 @cache

@@ -25,8 +25,8 @@ class Handlers(Protocol):
         ...
 
     def heard(self, envelope: bytes) -> bool:
-        """An inventory envelope came. True if it is valid, and so may be passed on; may raise
-        RemoteError, which says that it is not.
+        """An inventory envelope came. True if it may be passed on, False if it stops here without
+        anybody's fault; may raise RemoteError, which says that it is not valid.
         """
         ...
 
@@ -56,11 +56,13 @@ class Handlers(Protocol):
         ...
 
     def revoked(self, signed: Signed, revoked: Revoked) -> None:
-        """A newer revocation holds from now on."""
+        """A list came that holds from now on; or an older one that names what `revoked`, which
+        holds, lacks: a holder of the mesh key joins the two.
+        """
         ...
 
     def suspected(self, peer: PeerId, reason: str) -> None:
-        """A peer gives no sign of life: nothing is to be sent there."""
+        """A peer gives no sign of life: it is to be asked last."""
         ...
 
     def revived(self, peer: PeerId) -> None:

@@ -37,6 +37,7 @@ from p2p_mesh.net import patches
 from p2p_mesh.net.addresses import expand, remote_host, why_deaf
 from p2p_mesh.net.groups import bare
 from p2p_mesh.net.identity import Identity
+from p2p_mesh.net.muxer import FAREWELL
 
 MAX_CONNECTIONS = 1000
 UPGRADE_TIMEOUT = 15.0
@@ -49,6 +50,9 @@ MAX_WAITING_PER_ADDRESS = 64
 DIAL_TIMEOUT = 15.0
 DIAL_STAGGER = 0.15
 OPEN_TIMEOUT = 10.0
+
+SEVER_TIMEOUT = FAREWELL + 2.0
+"""Seconds to close a connection, of which libp2p sleeps some tenths."""
 
 Handler = Callable[[Any], Awaitable[None]]
 TaskStatus = Any  # trio's own is not exported
@@ -244,10 +248,11 @@ class Host:
             won.cancel()  # the other attempts are not needed any more
 
     async def drop(self, peer: PeerId) -> None:
-        """Closes every connection to a peer."""
-        async with trio.open_nursery() as nursery:
-            for conn in self._swarm.get_connections(_id(peer)):
-                nursery.start_soon(_sever, conn)
+        """Closes every connection to a peer, also where the caller is cancelled meanwhile."""
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                for conn in self._swarm.get_connections(_id(peer)):
+                    nursery.start_soon(_sever, conn)
 
     def forget(self, peer: PeerId) -> None:
         """Lets go of what libp2p remembers of a peer that is gone."""
@@ -353,12 +358,17 @@ def _resources() -> Any:
 
 
 async def _sever(conn: Any) -> None:
-    """Closes a connection, politely while that takes no time. A peer that no longer reads
-    blocks the farewell, so then only the socket is closed.
+    """Closes a connection. The muxer's farewell is short, so this takes long only where the socket
+    does not close; the rest is then done without it. libp2p closes a connection once: cut short
+    and left, it would stay in all books for ever, and nobody would hear that it went.
     """
-    with trio.move_on_after(0.4) as scope:
+    with trio.move_on_after(SEVER_TIMEOUT) as scope:
         await conn.close()
     if scope.cancelled_caught:
+        muxed = conn.muxed_conn
         with trio.CancelScope() as gone, suppress(Exception):
             gone.cancel()
-            await conn.muxed_conn.secured_conn.close()
+            await muxed.secured_conn.close()
+        muxed.event_closed.set()  # else it would be closed, and waited for, once more
+        with trio.move_on_after(SEVER_TIMEOUT):
+            await conn._cleanup()

@@ -13,7 +13,7 @@ Theory of operation:
 5. A queued request is answered with silence, so the deadline is long; a peer that is gone is
    seen by its connection, and one that hangs by whoever pings it: `fail` then ends all that is
    under way with it, questions that are still being sent among it.
-6. Each `end` says how busy the node is.
+6. Each `end` and each `error` says how busy the node is.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ from p2p_mesh.net.protocols import Protocols, Stream
 
 MAX_REQUESTS = 64
 """Requests, and so streams, to or from one peer at a time."""
+
+MAX_RESUMED = 3 * MAX_REQUESTS
+"""The same with answers that go on after another node failed: none is lost for want of room."""
 
 SILENCE = 300.0
 """Seconds without any message before an answer is given up."""
@@ -125,7 +128,7 @@ class Questions:
     ) -> AsyncIterator[AsyncIterator[Any]]:
         body = fitting(question, "the request")
         with self._failing(peer):
-            line = await self._take(peer)
+            line = await self._take(peer, most_of(question))
             answer = await line.ask(body, kind)
         try:
             yield answer
@@ -147,11 +150,12 @@ class Questions:
         if sending.error is not None and sending.scope.cancelled_caught:
             raise sending.error
 
-    async def _take(self, peer: PeerId) -> _Line:
-        if idle := self._idle.get(peer):
+    async def _take(self, peer: PeerId, most: int) -> _Line:
+        idle = self._idle.get(peer, [])
+        if self._open[peer] - len(idle) >= most:
+            raise Overloaded(f"{most} requests to {peer} are under way", retry_after=1.0)
+        if idle:
             return idle.pop()
-        if self._open[peer] >= MAX_REQUESTS:
-            raise Overloaded(f"{MAX_REQUESTS} requests to {peer} are under way", retry_after=1.0)
         self._open[peer] += 1
         try:
             stream = await self._protocols.connect(peer, PROTOCOL)
@@ -270,19 +274,22 @@ class _Line:
         if answer is None:
             raise RemoteError(f"{self.peer} answers what nobody asked")
         if isinstance(message, End | ErrorMessage):
+            is_given_up = self._reading.cancel_called  # also where the deadline has just passed
             self._answer = None
             self._reading.deadline = math.inf
-            if isinstance(message, End) and message.load:
+            if message.load:
                 self._pool.heard_load(self.peer, message.load)
             answer.finish(message.error() if isinstance(message, ErrorMessage) else None)
-            self._pool.free(self)
+            if not is_given_up:
+                self._pool.free(self)
         elif not isinstance(message, answer.kind):
             raise RemoteError(f"{self.peer} answers another question")
         elif not answer.is_left:
             self._expect()
             answer.grow(message, len(frame))
             if answer.held > CREDIT:
-                answer.finish(Unavailable("the answer grew faster than it was taken"))
+                # The fault of our client: the peer answers well, and another would fare no better.
+                answer.finish(RequestError("the answer grew faster than it was taken"))
                 self.leave(answer)
 
 
@@ -329,6 +336,12 @@ class _Answer:
                 self._news = trio.Event()
                 await self._news.wait()
         return item
+
+
+def most_of(question: Ask | Look) -> int:
+    """How many requests between two nodes may be under way with this one."""
+    is_resumed = isinstance(question, Ask) and bool(question.request.resume)
+    return MAX_RESUMED if is_resumed else MAX_REQUESTS
 
 
 def fitting(message: object, what: str) -> bytes:

@@ -30,6 +30,9 @@ ASK_DEADLINE = 10.0
 MAX_AT_A_TIME = 16
 """Snapshots that are being sent; a herd of joiners is served in turns."""
 
+MAX_TO_ONE = 2
+"""of them to one member."""
+
 MAX_ASKED = 4
 """Snapshots that this node takes at a time,"""
 PLENTY = 1000
@@ -71,6 +74,7 @@ class Snapshots:
         self._offences = offences
         self._journal = journal
         self._turns = trio.Semaphore(MAX_AT_A_TIME)
+        self._sending: Counter[PeerId] = Counter()
         self._asking = trio.Semaphore(MAX_ASKED)
         self._taken: deque[tuple[float, int]] = deque()
         self._followers: dict[trio.MemorySendChannel[bytes], PeerId] = {}
@@ -78,15 +82,15 @@ class Snapshots:
         protocols.serve(PROTOCOL, self._serve)
 
     def hear(self, envelope: bytes) -> bool:
-        """Takes an announcement in, and tells those who follow; True if it is valid. What is held
-        already was checked when it came. Raises RemoteError.
+        """Takes an announcement in, and tells those who follow; True if it may be passed on. What
+        is held already was checked when it came. Raises RemoteError.
         """
         if self._handlers.holds(envelope):
             return True
-        is_valid = self._handlers.heard(envelope)
+        goes_on = self._handlers.heard(envelope)
         if self._handlers.holds(envelope):
             self.spread(envelope)
-        return is_valid
+        return goes_on
 
     def spread(self, envelope: bytes) -> None:
         """Tells all who follow."""
@@ -141,6 +145,8 @@ class Snapshots:
 
     async def _take_one(self, stream: Stream) -> bool:
         """Hears one announcement; False: that was all."""
+        # Frames that are here already are heard without a turn of the loop, and there may be many.
+        await trio.lowlevel.checkpoint()
         message = await stream.hear(Announced | End | ErrorMessage)
         if isinstance(message, End):
             return False
@@ -204,12 +210,24 @@ class Snapshots:
 
     async def _send(self, stream: Stream) -> None:
         try:
-            with trio.fail_after(DEADLINE):
+            with self._counted(stream.peer), trio.fail_after(DEADLINE):
                 async with self._turns:
                     for envelope in tuple(self._handlers.snapshot())[:MAX_MEMBERS]:
                         await stream.tell(Announced(envelope=envelope))
         except trio.TooSlowError as error:
             raise Unavailable(f"{stream.peer} took too long over a snapshot") from error
+
+    @contextmanager
+    def _counted(self, peer: PeerId) -> Iterator[None]:
+        if self._sending[peer] >= MAX_TO_ONE:
+            raise Overloaded(f"{MAX_TO_ONE} snapshots for you are under way", retry_after=1.0)
+        self._sending[peer] += 1
+        try:
+            yield
+        finally:
+            self._sending[peer] -= 1
+            if not self._sending[peer]:
+                del self._sending[peer]
 
     @contextmanager
     def _following(self, member: Member) -> Iterator[trio.MemoryReceiveChannel[bytes]]:

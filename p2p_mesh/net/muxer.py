@@ -11,8 +11,11 @@ Theory of operation:
    not take of it, the task writes before anything else.
 3. One task reads, and waits for nobody: else two peers could wait for one another. What it has to
    answer goes into the queue too; a peer that asks without reading overflows it, and is cut off.
-4. A peer that sends more than it was given credit for is cut off; so is one that takes nothing of
-   a write for STALLED seconds. Other connections are never waited for.
+4. A peer that sends more than it was given credit for is cut off, and one that has too many
+   streams; so is one that takes nothing of a write for STALLED seconds. Other connections are
+   never waited for.
+5. What comes on a stream that this side has closed is dropped, and where the peer does not end it
+   too within LINGER seconds, it is reset.
 
 The rest (opening, closing, books of streams) is libp2p's. It holds `streams_lock` across no await
 but that of its farewell.
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -43,7 +47,7 @@ from libp2p.stream_muxer.yamux.yamux import (
     YamuxStream,
 )
 
-from p2p_mesh.net.bursts import Bursts
+from p2p_mesh.core.bursts import Bursts
 from p2p_mesh.net.channel import WINDOW, Channel, Violation
 
 ROOM = 256 << 10
@@ -57,6 +61,12 @@ FAREWELL = 0.3
 
 STALLED = 30.0
 """Seconds that a peer has to take what one write holds."""
+
+LINGER = 5.0
+"""Seconds that a peer has to end its half of a stream that this side is done with."""
+
+MAX_STREAMS = 1024
+"""Streams of a connection, also those that nobody here reads any more."""
 
 _CHUNK = 64 << 10
 _MOST_NEW = 256  # streams that wait to be accepted
@@ -77,6 +87,8 @@ class Muxer(Yamux):  # type: ignore[misc]
         self._bursts = Bursts()
         self._filled = trio.Event()
         self._taken = trio.Event()
+        self._parting: deque[tuple[float, int]] = deque()
+        self._parted = trio.Event()
 
     async def _measure_rtt_loop(self) -> None:
         """Nothing here needs the round trip: the window is not tuned by it."""
@@ -88,17 +100,32 @@ class Muxer(Yamux):  # type: ignore[misc]
         if self.event_shutting_down.is_set():
             self.stream_backlog_semaphore.release()
             raise MuxedStreamError("the connection is closing")
-        stream = self._add(self.next_stream_id, is_initiator=True)
+        stream = self._add(Channel(self.next_stream_id, self, True))
         stream._owns_backlog_slot = True
         self.next_stream_id += 2
         self.post(TYPE_WINDOW_UPDATE, FLAG_SYN, stream.stream_id, 0)
         return stream
 
-    def _add(self, stream_id: int, *, is_initiator: bool) -> Channel:
-        stream = self.streams[stream_id] = Channel(stream_id, self, is_initiator)
-        self.stream_buffers[stream_id] = bytearray()
-        self.stream_events[stream_id] = trio.Event()
+    def _add(self, stream: Channel) -> Channel:
+        self.streams[stream.stream_id] = stream
+        self.stream_buffers[stream.stream_id] = bytearray()
+        self.stream_events[stream.stream_id] = trio.Event()
         return stream
+
+    def part_from(self, stream: Channel) -> None:
+        """This side is done with a stream, and the peer may not be."""
+        self._parting.append((trio.current_time() + LINGER, stream.stream_id))
+        self._parted.set()
+
+    async def _end_parted(self) -> None:
+        while True:
+            while self._parting:
+                due, stream_id = self._parting.popleft()
+                await trio.sleep_until(due)
+                if stream := self.streams.get(stream_id):
+                    await stream.reset()
+            self._parted = trio.Event()
+            await self._parted.wait()
 
     # What is written.
 
@@ -168,15 +195,16 @@ class Muxer(Yamux):  # type: ignore[misc]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._until_over, self._write_out, nursery.cancel_scope)
             nursery.start_soon(self._until_over, self._read_in, nursery.cancel_scope)
+            nursery.start_soon(self._until_over, self._end_parted, nursery.cancel_scope)
         await self._cleanup_on_error()
 
     async def _until_over(
-        self, work: Callable[[], Awaitable[None]], both: trio.CancelScope
+        self, work: Callable[[], Awaitable[None]], all_of_them: trio.CancelScope
     ) -> None:
         # Whatever a peer or a socket does ends this connection, and nothing else.
         with suppress(Exception):
             await work()
-        both.cancel()
+        all_of_them.cancel()
 
     async def _read_in(self) -> None:
         sealed, plain = bytearray(), bytearray(self.secured_conn._drain(None))
@@ -228,13 +256,15 @@ class Muxer(Yamux):  # type: ignore[misc]
     def _accept(self, kind: int, flags: int, stream_id: int, size: int, body: bytes) -> None:
         if stream_id in self.streams or stream_id % 2 == self.next_stream_id % 2 or not stream_id:
             raise Violation("a stream that cannot be new")
-        stream = self._add(stream_id, is_initiator=False)
+        if len(self.streams) >= MAX_STREAMS:
+            raise Violation("too many streams")
+        stream = Channel(stream_id, self, False)
         try:
             self.new_stream_send_channel.send_nowait(stream)
         except trio.WouldBlock:
-            flags |= FLAG_RST
             self.post(TYPE_WINDOW_UPDATE, FLAG_RST, stream_id, 0)
-        stream.take(kind, flags, size, body)
+            return
+        self._add(stream).take(kind, flags, size, body)
         if not flags & FLAG_RST:
             self.post(TYPE_WINDOW_UPDATE, FLAG_ACK, stream_id, 0)
 

@@ -21,12 +21,12 @@ from libp2p.network.stream.exceptions import StreamError
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 
 from p2p_mesh.core.admission import may_open
+from p2p_mesh.core.bursts import Bursts
 from p2p_mesh.core.invite import Member
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.wire import End, ErrorMessage, Frames, decode, encode, framed
 from p2p_mesh.errors import MeshError, RemoteError, Unavailable
 from p2p_mesh.journal import Journal
-from p2p_mesh.net.bursts import Bursts
 from p2p_mesh.net.channel import Channel
 from p2p_mesh.net.groups import bare
 from p2p_mesh.net.host import Host, name_of

@@ -7,12 +7,12 @@ that listens nowhere, asks in the admission protocol, and closes; then it is a m
 from __future__ import annotations
 
 import secrets
-from collections import deque
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
@@ -37,9 +37,6 @@ from p2p_mesh.net.identity import Identity
 from p2p_mesh.net.peers import read_seeds
 from p2p_mesh.net.protocols import Stream, open_raw
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 DEADLINE = 15.0
 """Seconds for one question to one seed, once it is connected."""
 
@@ -47,28 +44,63 @@ LONGEST_WAIT = 30.0
 """Seconds between two rounds over the seeds, at most."""
 
 MINUTE = 60.0
-ATTEMPTS = 120
 ATTEMPTS_OF_A_PEER = 8
-"""Redemptions that a holder looks at in a MINUTE: of all peers together, and of one."""
+"""Redemptions of one peer that a holder looks at in a MINUTE."""
+
+FAILURES = 480
+FAILURES_OF_AN_INVITE = 16
+"""Those of a MINUTE that gave no membership: of all invites together, and of one. What gave one
+cost a use of the invite, and is bounded by these.
+"""
+
+MAX_ATTEMPTS = 8192
+MAX_GIVEN = 8192
+
+
+@dataclass(slots=True)
+class _Attempt:
+    time: float
+    peer: PeerId
+    invite: bytes
+    has_failed: bool = True
+    """Until it has not."""
 
 
 class Pace:
     """Bounds the redemptions that a holder looks at. Each asker has shown its token already, so
-    strangers keep nobody out.
+    strangers keep nobody out; and who has the token of one invite keeps out nobody with another's,
+    nor those that it was redeemed by.
     """
 
     def __init__(self) -> None:
-        self._attempts: deque[tuple[float, PeerId]] = deque()
+        self._attempts: deque[_Attempt] = deque(maxlen=MAX_ATTEMPTS)
+        self._given: OrderedDict[tuple[PeerId, bytes], None] = OrderedDict()
 
-    def take(self, peer: PeerId) -> None:
-        """Raises Overloaded where it is too many."""
+    @contextmanager
+    def attempt(self, peer: PeerId, invite: bytes) -> Iterator[None]:
+        """Holds one redemption, which has failed if this is left with an error. Raises Overloaded
+        where it is too many.
+        """
         now = trio.current_time()
-        while self._attempts and now - self._attempts[0][0] >= MINUTE:
+        while self._attempts and now - self._attempts[0].time >= MINUTE:
             self._attempts.popleft()
-        of_peer = sum(one == peer for _, one in self._attempts)
-        if len(self._attempts) >= ATTEMPTS or of_peer >= ATTEMPTS_OF_A_PEER:
+        if self._is_too_many(peer, invite):
             raise Overloaded("too many redemptions in a minute", retry_after=MINUTE)
-        self._attempts.append((now, peer))
+        attempt = _Attempt(now, peer, invite)
+        self._attempts.append(attempt)
+        yield
+        attempt.has_failed = False
+        self._given[peer, invite] = None
+        if len(self._given) > MAX_GIVEN:
+            self._given.popitem(last=False)
+
+    def _is_too_many(self, peer: PeerId, invite: bytes) -> bool:
+        if sum(one.peer == peer for one in self._attempts) >= ATTEMPTS_OF_A_PEER:
+            return True
+        if (peer, invite) in self._given:
+            return False
+        failures = [one.invite for one in self._attempts if one.has_failed]
+        return len(failures) >= FAILURES or failures.count(invite) >= FAILURES_OF_AN_INVITE
 
 
 async def redeem(

@@ -9,7 +9,7 @@ from p2p_mesh.core.admission import Hello, Proof
 from p2p_mesh.core.inventory import Announced
 from p2p_mesh.core.invite import Credential, Envelope
 from p2p_mesh.core.names import ModelId
-from p2p_mesh.core.records import DetokenizeQuery, EmbedQuery, Text, Tokens
+from p2p_mesh.core.records import DetokenizeQuery, EmbedQuery, ModelLoad, Text, Tokens
 from p2p_mesh.core.wire import (
     Ask,
     Cancel,
@@ -130,3 +130,9 @@ def test_query_of_no_kind_is_refused() -> None:
 def test_prompt_that_is_too_long_stays_that() -> None:
     sent = ErrorMessage.of(ContextExceeded("9 tokens, and 8 fit", param="messages"))
     assert type(sent.error()) is ContextExceeded
+
+
+def test_error_carries_the_load() -> None:
+    load = (ModelLoad(model=ModelId("m"), slots=2, active=1),)
+    received: ErrorMessage = decode(encode(ErrorMessage.of(Overloaded("full"), load)), MESSAGES)
+    assert received.load == load

@@ -220,3 +220,38 @@ async def test_error_of_the_work_ends_the_writing() -> None:
 
     with pytest.raises(KeyError):
         await Outbox(partial(trio.sleep, 0)).fill(work)
+
+
+async def test_what_comes_alone_is_written_without_a_turn_of_the_loop(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    written: list[bytes] = []
+
+    async def write(data: bytes) -> None:
+        written.append(data)
+
+    async def work(outbox: Outbox) -> None:
+        await outbox.put(b"a")
+        await trio.sleep(1)
+        await outbox.put(b"b")
+        assert written == [b"a", b"b"]
+
+    await Outbox(write).fill(work)
+
+
+async def test_order_is_kept_where_one_comes_alone_after_many(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    written: list[bytes] = []
+
+    async def write(data: bytes) -> None:
+        await trio.sleep(0.5)
+        written.append(data)
+
+    async def work(outbox: Outbox) -> None:
+        for place in range(6):
+            await outbox.put(b"%d" % place)
+            await trio.sleep(0.3 * place)
+
+    await Outbox(write).fill(work)
+    assert b"".join(written) == b"012345"

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -18,6 +19,7 @@ from p2p_mesh.core.records import (
     ModelLoad,
     Query,
     Reply,
+    Resume,
     Text,
 )
 from p2p_mesh.core.wire import Ask, Cancel, End, ErrorMessage, Found, Grew, Look, decode, encode
@@ -25,11 +27,12 @@ from p2p_mesh.errors import Overloaded, RemoteError, RequestError, Unavailable
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.net import answering
 from p2p_mesh.net.answering import Answers
-from p2p_mesh.net.inference import MAX_REQUESTS
+from p2p_mesh.net.inference import MAX_REQUESTS, MAX_RESUMED
 from p2p_mesh.testing.members import request
 
 Clock = trio.testing.MockClock
 MEMBER = Member(PeerId("asker"), "member", None)
+LOAD = (ModelLoad(model=ModelId("m"), slots=4),)
 QUERY = Look(query=DetokenizeQuery(model=ModelId("m"), tokens=(104, 105)))
 
 
@@ -64,6 +67,7 @@ class Line:
         self.sent: list[Any] = []
         self.bodies: list[bytes] = []
         self.put, self._take = trio.open_memory_channel[Any](1000)
+        self.is_shut = self.is_broken = self.is_reset = False
 
     async def hear(self, kind: Any) -> Any:
         try:
@@ -75,7 +79,14 @@ class Line:
         self.bodies.append(body)
         self.sent.append(decode(body, Grew | Found | End | ErrorMessage))
 
+    async def reset(self) -> None:
+        self.is_reset = True
+
     async def tell(self, message: object) -> None:
+        if self.is_shut:
+            await trio.sleep_forever()
+        if self.is_broken:
+            raise Unavailable("broken")
         await self.send(encode(message))
 
 
@@ -178,7 +189,7 @@ async def test_mistake_is_noted_and_not_told(autojump_clock: Clock) -> None:
 
     serve, _, entries = make(break_)
     line = await exchange(serve, Ask(request=request()))
-    assert line.sent == [ErrorMessage(code="error", message="an internal error")]
+    assert line.sent == [ErrorMessage(code="error", message="an internal error", load=LOAD)]
     assert [entry.event for entry in entries] == ["handler_failed"]
 
 
@@ -227,3 +238,71 @@ def test_long_deltas_are_spread_over_messages() -> None:
     ]
     assert tuple(delta for deltas in bodies for delta in deltas) == texts
     assert len(bodies) == 2
+
+
+async def test_error_tells_the_load(autojump_clock: Clock) -> None:
+    async def refuse() -> AsyncIterator[Delta]:
+        raise Overloaded("full")
+        yield Delta()
+
+    serve, handlers, _ = make(refuse)
+    line = await exchange(serve, Ask(request=request()))
+    (error,) = line.sent
+    assert (error.code, error.load) == (Overloaded.code, handlers.load())
+
+
+async def test_resumed_answers_have_room_where_new_ones_have_none(autojump_clock: Clock) -> None:
+    serve, handlers, _ = make(rest)
+    resumed = msgspec.structs.replace(request(), resume=(Resume(tokens=(1,)),))
+    new = [request()] * MAX_REQUESTS
+    asked = [*new, *[resumed] * (MAX_RESUMED - MAX_REQUESTS), request(), resumed]
+    lines = [Line() for _ in asked]
+    async with trio.open_nursery() as nursery:
+        for line, one in zip(lines, asked, strict=True):
+            nursery.start_soon(serve, line, MEMBER)
+            await line.put.send(Ask(request=one))
+            await trio.testing.wait_all_tasks_blocked()
+        assert handlers.active == MAX_RESUMED
+        refused = [at for at, line in enumerate(lines) if isinstance(line.sent[0], ErrorMessage)]
+        assert refused == [MAX_RESUMED, MAX_RESUMED + 1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_streams_of_one_member_are_bounded(autojump_clock: Clock) -> None:
+    serve, _, _ = make()
+    async with trio.open_nursery() as nursery:
+        for _ in range(answering.MAX_STREAMS):
+            nursery.start_soon(serve, Line(), MEMBER)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Overloaded):
+            await serve(Line(), MEMBER)
+        nursery.start_soon(serve, Line(), Member(PeerId("another"), "member", None))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    line = await exchange(serve, QUERY)
+    assert line.sent
+
+
+async def test_asker_that_takes_no_answer_gets_no_other(autojump_clock: Clock) -> None:
+    serve, _, _ = make()
+    line = Line()
+    line.is_shut = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, line, MEMBER)
+        for _ in range(5):
+            await line.put.send(QUERY)
+        await trio.sleep(1)
+        assert line.sent == [Found(reply=Text(text="hi"))]
+        nursery.cancel_scope.cancel()
+
+
+async def test_stream_whose_end_cannot_be_told_is_reset(autojump_clock: Clock) -> None:
+    serve, _, _ = make()
+    line = Line()
+    line.is_broken = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, line, MEMBER)
+        await line.put.send(QUERY)
+        await trio.sleep(1)
+        assert line.is_reset
+        nursery.cancel_scope.cancel()

@@ -29,6 +29,7 @@ class Books:
         self.stream_events = {1: trio.Event()}
         self.event_shutting_down = trio.Event()
         self.finished: list[int] = []
+        self.parted: list[Channel] = []
 
     def post(self, kind: int, flags: int, stream_id: int, size: int, body: Any = b"") -> None:
         self.posted.append((kind, flags, stream_id, size, bytes(body)))
@@ -41,6 +42,9 @@ class Books:
 
     def _finalize_stream_locked(self, stream: Channel, *, fully_closed: bool) -> None:
         self.finished.append(stream.stream_id)
+
+    def part_from(self, stream: Channel) -> None:
+        self.parted.append(stream)
 
 
 def make(**more: Any) -> tuple[Channel, Books]:
@@ -76,7 +80,7 @@ async def test_credit_of_a_frame_is_one_update_on_the_wire() -> None:
 
     wire = Wire()
     mux = Muxer(wire, None)
-    mux._add(1, is_initiator=True)._credit(64 << 10)
+    mux._add(Channel(1, mux, True))._credit(64 << 10)
     mux._flush()
     (update,) = wire.sealed
     assert struct.unpack(">BBHLL", update) == (0, 1, 0, 1, (64 << 10) + WINDOW - INITIAL)
@@ -209,3 +213,42 @@ async def test_closed_stream_takes_nothing(autojump_clock: Clock) -> None:
         stream.write_nowait(b"x")
     with pytest.raises(MuxedStreamError):
         await stream.write(b"x")
+
+
+async def test_message_of_which_a_part_was_sent_is_the_last(autojump_clock: Clock) -> None:
+    stream, books = make()
+    with trio.move_on_after(1):
+        await stream.write(bytes(INITIAL + 1))
+    stream.take(TYPE_WINDOW_UPDATE, 0, 1 << 20, b"")
+    for _ in range(2):
+        with pytest.raises(MuxedStreamError, match="a part of a message"):
+            await stream.write(b"another")
+    with pytest.raises(MuxedStreamError, match="a part of a message"):
+        stream.write_nowait(b"another")
+    assert sum(size for _, _, _, size, _ in books.posted) == INITIAL
+
+
+async def test_message_of_which_nothing_was_sent_harms_nothing(autojump_clock: Clock) -> None:
+    stream, _ = make()
+    stream.send_window = 0
+    with trio.move_on_after(1):
+        await stream.write(b"late")
+    stream.take(TYPE_WINDOW_UPDATE, 0, 100, b"")
+    assert stream.write_nowait(b"another")
+
+
+async def test_reset_drops_what_was_not_read_and_wakes_the_reader(autojump_clock: Clock) -> None:
+    stream, books = make()
+
+    async def read() -> None:
+        with pytest.raises(MuxedStreamReset):
+            await stream.read()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.sleep(1)
+        await stream.reset()
+    stream.take(TYPE_DATA, 0, 4, b"late")
+    assert books.stream_buffers == {1: b""}
+    assert books.posted == [(TYPE_WINDOW_UPDATE, FLAG_RST, 1, 0, b"")]
+    assert 1 in books.finished

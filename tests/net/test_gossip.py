@@ -139,11 +139,9 @@ async def test_what_is_too_large_is_refused_here(autojump_clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(
-    "verdict", [False, RemoteError("bad"), ZeroDivisionError(), ExceptionGroup("", [KeyError()])]
+    "verdict", [RemoteError("bad"), ZeroDivisionError(), ExceptionGroup("", [KeyError()])]
 )
-async def test_invalid_message_goes_no_further(
-    verdict: bool | Exception, autojump_clock: Clock
-) -> None:
+async def test_invalid_message_goes_no_further(verdict: Exception, autojump_clock: Clock) -> None:
     # Defect D: unpatched, a validator that raises ends the host.
     wire, mesh = MemoryNetwork(), Mesh()
     nodes = [mesh.node() for _ in range(3)]
@@ -161,9 +159,32 @@ async def test_invalid_message_goes_no_further(
         await trio.sleep(3)
         assert len(heard[1].items) == 1
         assert not heard[2].items
-        is_ours = isinstance(verdict, Exception) and not isinstance(verdict, RemoteError)
+        is_ours = not isinstance(verdict, RemoteError)
         assert nodes[1].events("handler_failed" if is_ours else "bad_peer")
         assert await text_of(nodes[2], nodes[1].peer_id) == "hello"
+
+
+async def test_what_stops_here_is_nobodys_fault(autojump_clock: Clock) -> None:
+    wire, mesh = MemoryNetwork(), Mesh()
+    nodes = [mesh.node() for _ in range(3)]
+    heard = [Heard(), Heard(False), Heard()]
+    async with (
+        opened(nodes[0], transport=wire.transport()),
+        opened(nodes[1], transport=wire.transport(), seeds=nodes[0].seeds()),
+        opened(nodes[2], transport=wire.transport(), seeds=nodes[1].seeds()),
+    ):
+        await until(lambda: len(nodes[1].came) == 2)
+        for node, receive in zip(nodes, heard, strict=True):
+            await node.net.subscribe("plugin/chat", receive)
+        await trio.sleep(3)
+        await nodes[0].net.publish("plugin/chat", b"hi")
+        await trio.sleep(3)
+        assert len(heard[1].items) == 1
+        assert not heard[2].items
+        assert not nodes[1].events("bad_peer")
+        counts = nodes[1].net._gossip.router.scorer.invalid_messages.values()
+        assert not any(count for topics in counts for count in topics.values())
+        assert not nodes[1].net._gossip._stopped
 
 
 async def test_c_malformed_rpc_ends_its_stream_only(autojump_clock: Clock) -> None:

@@ -116,6 +116,63 @@ async def test_check_of_one_that_answers_passes(autojump_clock: Clock) -> None:
         assert not first.net._pulse._checks
 
 
+async def test_peer_that_is_connected_waits_behind_no_dials(autojump_clock: Clock) -> None:
+    town = Town()
+    async with town.open() as (first, second, _):
+        for _ in range(health.MAX_SEEKING):
+            first.net._pulse._seeking.acquire_nowait()  # as if so many dead ones were dialed
+        await first.net.check(second.peer_id)
+        assert not first.health
+
+
+async def test_peer_that_comes_while_it_waits_to_be_dialed_is_pinged(autojump_clock: Clock) -> None:
+    town = Town()
+    async with town.open() as (first, second, machine):
+        pulse = first.net._pulse
+        await text_of(first, second.peer_id)
+        for _ in range(health.MAX_SEEKING):
+            pulse._seeking.acquire_nowait()
+        town.wire.kill(machine)
+        await until(lambda: second.peer_id in pulse._sought)
+        town.wire._dead.clear()
+        await second.net.connect(first.peer_id, first.net.addresses())
+        await until(lambda: len(first.came) == 2)
+        await first.net.check(second.peer_id)
+        assert second.peer_id in pulse._sought
+        for _ in range(health.MAX_SEEKING):
+            pulse._seeking.release()
+        await until(lambda: not pulse._sought)
+
+
+async def check_all(node: Node, peer: Node) -> None:
+    await node.net.check(peer.peer_id)
+
+
+async def test_stall_under_a_check_makes_nobody_suspect(autojump_clock: Clock) -> None:
+    town = Town()
+    async with town.open() as (first, second, _):
+        await trio.sleep(5)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(check_all, first, second)
+            await trio.sleep(0.001)
+            autojump_clock.jump(health.CHECK + 0.2)  # the pong comes meanwhile, unread
+        assert not first.health
+
+
+async def test_stall_while_a_stream_is_reopened_makes_nobody_suspect(autojump_clock: Clock) -> None:
+    town = Town()
+    async with town.open() as (first, second, _):
+        await text_of(first, second.peer_id)
+        await trio.sleep(5)
+        line = first.net._pulse._lines[second.peer_id]
+        line.cut()
+        await until(lambda: second.peer_id not in first.net._pulse._lines)
+        autojump_clock.jump(health.REOPEN + 0.2)
+        await trio.sleep(5)
+        assert first.net._pulse._lines[second.peer_id] is not line
+        assert not first.health
+
+
 async def kill_soon(town: Town) -> None:
     await trio.sleep(0.2)
     town.wire.kill(town.machine)

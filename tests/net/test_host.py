@@ -225,6 +225,77 @@ async def test_m_leaving_is_quick_with_many_peers_that_hang(autojump_clock: Cloc
         stop.set()
 
 
+async def linked(host: Host, other: Host, address: str) -> Any:
+    """The connection that the other one has to a host."""
+    await other.dial(host.peer_id, [address])
+    (conn,) = other.libp2p.get_network().get_connections()
+    return conn
+
+
+class Stuck:
+    """A socket that takes nothing."""
+
+    def put(self, data: bytes) -> int:
+        return 0
+
+    async def write(self, data: bytes) -> None:
+        await trio.sleep_forever()
+
+    async def read(self) -> bytes:
+        await trio.sleep_forever()
+        return b""
+
+
+async def stick(conn: Any) -> None:
+    """From now on the peer takes nothing, and a byte waits for it."""
+    conn.muxed_conn._wire = Stuck()
+    (await conn.muxed_conn.open_stream()).write_nowait(b"x")
+
+
+async def test_m_peer_that_takes_nothing_is_dropped_from_all_books(autojump_clock: Clock) -> None:
+    wire = MemoryNetwork()
+    gone: list[Any] = []
+    machine = wire.transport()
+    async with running(machine) as host, running(wire.transport()) as other:
+        other.watch(lambda conn: None, gone.append)
+        conn = await linked(host, other, machine.address)
+        await stick(conn)
+        start = trio.current_time()
+        await other.drop(host.peer_id)
+        assert trio.current_time() - start < host_module.SEVER_TIMEOUT
+        assert gone == [conn]
+        assert not other.libp2p.get_network().get_connections()
+
+
+async def test_m_cancelled_drop_is_whole(autojump_clock: Clock) -> None:
+    wire = MemoryNetwork()
+    gone: list[Any] = []
+    machine = wire.transport()
+    async with running(machine) as host, running(wire.transport()) as other:
+        other.watch(lambda conn: None, gone.append)
+        conn = await linked(host, other, machine.address)
+        await stick(conn)
+        with trio.move_on_after(0.05):
+            await other.drop(host.peer_id)
+        assert gone == [conn]
+        assert not other.libp2p.get_network().get_connections()
+
+
+async def test_m_socket_that_does_not_close_is_left(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire = MemoryNetwork()
+    gone: list[Any] = []
+    machine = wire.transport()
+    async with running(machine) as host, running(wire.transport()) as other:
+        other.watch(lambda conn: None, gone.append)
+        conn = await linked(host, other, machine.address)
+        monkeypatch.setattr(conn.muxed_conn.secured_conn, "close", trio.sleep_forever)
+        await other.drop(host.peer_id)
+        assert gone == [conn]
+        assert not other.libp2p.get_network().get_connections()
+
+
 async def test_n_accepted_connections_give_their_slot_back(
     autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

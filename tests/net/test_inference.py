@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -20,6 +21,7 @@ from p2p_mesh.core.records import (
     ModelLoad,
     Query,
     Reply,
+    Resume,
     Text,
     TextPrompt,
 )
@@ -342,6 +344,54 @@ async def test_too_many_requests_are_refused(autojump_clock: Clock) -> None:
             assert answer.code == "overloaded"
 
 
+async def test_answers_that_go_on_find_room_where_new_ones_find_none(
+    autojump_clock: Clock,
+) -> None:
+    resumed = msgspec.structs.replace(request(), resume=(Resume(tokens=(1,)),))
+    async with pair(slow) as (asker, server):
+        async with AsyncExitStack() as stack:
+            for place in range(inference.MAX_RESUMED):
+                one = request() if place < inference.MAX_REQUESTS else resumed
+                deltas = await stack.enter_async_context(asker.net.ask(server.peer_id, one))
+                await anext(deltas)
+            for one in (request(), resumed):
+                with pytest.raises(Overloaded):
+                    async with asker.net.ask(server.peer_id, one):
+                        pass
+        await until(lambda: len(server.stopped) == inference.MAX_RESUMED)
+        await trio.sleep(1)
+        # The streams that are left in the pool make no more room for new ones.
+        async with AsyncExitStack() as stack:
+            for _ in range(inference.MAX_REQUESTS):
+                await stack.enter_async_context(asker.net.ask(server.peer_id, request()))
+            with pytest.raises(Overloaded):
+                await text_of(asker, server.peer_id)
+
+
+async def test_error_says_how_busy_the_peer_is(autojump_clock: Clock) -> None:
+    async def full(asked: InferenceRequest) -> AsyncIterator[Delta]:
+        raise Overloaded("full")
+        yield Delta()
+
+    async with pair(full) as (asker, server):
+        server.loads = (LOAD,)
+        with pytest.raises(Overloaded):
+            await text_of(asker, server.peer_id)
+        assert asker.heard_loads == [(server.peer_id, (LOAD,))]
+
+
+async def test_answer_of_which_a_part_cannot_be_sent_ends_at_once(autojump_clock: Clock) -> None:
+    async def large(asked: InferenceRequest) -> AsyncIterator[Delta]:
+        yield Delta(text="x")
+        yield Delta(text="y" * (8 << 20))
+
+    async with pair(large) as (asker, server), raw(asker, server) as stream:
+        await stream.tell(Ask(request=request()))
+        await trio.sleep(60)  # nothing is read
+        with trio.fail_after(1), pytest.raises(Unavailable, match="in the middle"):
+            await stream.hear(Grew | ErrorMessage)
+
+
 async def test_slow_asker_loses_its_answer_only(
     autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,7 +405,7 @@ async def test_slow_asker_loses_its_answer_only(
     async with pair(flood) as (asker, server):
         async with asker.net.ask(server.peer_id, request()) as deltas:
             await trio.sleep(30)
-            with pytest.raises(Unavailable, match="faster"):
+            with pytest.raises(RequestError, match="faster"):
                 async for _ in deltas:
                     pass
         assert server.stopped == ["r"]
@@ -580,3 +630,24 @@ async def test_late_cancel_does_not_hit_the_next_question() -> None:
     for task in later:
         await task()
     assert wire.sent == [b"first", b"second"]
+
+
+@pytest.mark.parametrize("is_failed", [True, False], ids=["failed", "late"])
+async def test_line_that_is_given_up_carries_no_other_answer(
+    is_failed: bool, autojump_clock: Clock
+) -> None:
+    wire: Any = Wire()
+    freed: list[Any] = []
+    pool = pool_of([])
+    pool.free = freed.append
+    line = inference._Line(wire, pool)
+    await line.ask(b"first", Grew)
+    with line._reading:
+        if is_failed:
+            line.fail(GONE)
+        else:
+            line._reading.deadline = trio.current_time()
+        line._hear(encode(End()))
+        assert not freed
+        await trio.sleep_forever()
+    assert line._reading.cancelled_caught

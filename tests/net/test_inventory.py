@@ -249,6 +249,59 @@ async def test_peer_follows_by_few_streams(autojump_clock: Clock) -> None:
         assert message.code == "overloaded"
 
 
+async def test_peer_takes_few_snapshots_at_a_time(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire, mesh = MemoryNetwork(), Mesh()
+    first, second = mesh.node(), mesh.node()
+    async with (
+        opened(first, transport=wire.transport()),
+        opened(second, transport=wire.transport(), seeds=first.seeds()),
+    ):
+        await until(lambda: second.came)
+        await trio.sleep(1)
+        first.known = {str(place): bytes(90_000) for place in range(100)}  # type: ignore[misc]
+        streams = []
+        for _ in range(inventory.MAX_TO_ONE + 1):
+            stream = await second.net._protocols.connect(first.peer_id, inventory.PROTOCOL)
+            await stream.tell(AskSnapshot())
+            streams.append(stream)
+        message = await streams[-1].hear(Announced | End | ErrorMessage)
+        assert message.code == "overloaded"
+        for stream in streams[:-1]:
+            while isinstance(message := await stream.hear(Announced | End), Announced):
+                pass
+        assert not first.net._snapshots._sending
+
+
+class Full:
+    """A stream of which many frames are here already."""
+
+    peer = "peer"
+
+    async def hear(self, kind: Any) -> Any:
+        return Announced(envelope=b"x")
+
+
+async def test_snapshot_that_is_here_lets_others_run(autojump_clock: Clock) -> None:
+    wire, mesh = MemoryNetwork(), Mesh()
+    node, stream = mesh.node(), Full()
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with opened(node, transport=wire.transport()), trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        for _ in range(20):
+            await node.net._snapshots._take_one(stream)  # type: ignore[arg-type]
+        assert turns > 10
+        nursery.cancel_scope.cancel()
+
+
 async def test_plenty_of_announcements_are_enough_for_now(
     autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,14 @@ from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.stream_muxer.exceptions import MuxedStreamError
-from libp2p.stream_muxer.yamux.yamux import FLAG_SYN, TYPE_DATA, TYPE_PING, Yamux
+from libp2p.stream_muxer.yamux.yamux import (
+    FLAG_RST,
+    FLAG_SYN,
+    TYPE_DATA,
+    TYPE_PING,
+    TYPE_WINDOW_UPDATE,
+    Yamux,
+)
 
 from p2p_mesh.net import muxer as muxing
 from p2p_mesh.net import patches
@@ -185,7 +192,7 @@ async def test_frame_that_comes_alone_is_on_its_way_at_once() -> None:
     near = await trio.open_tcp_stream("127.0.0.1", port)
     async with near, await listeners[0].accept() as far, listeners[0]:
         mux = Muxer(Secured(RawConnection(TrioTCPStream(near), True), True), None)
-        stream = mux._add(1, is_initiator=True)
+        stream = mux._add(Channel(1, mux, True))
         assert stream.write_nowait(b"first")  # what came before it is not known
         mux._flush()
         await trio.sleep(0.01)
@@ -209,7 +216,8 @@ async def test_sender_that_is_cancelled_leaves_the_connection_whole(autojump_clo
         with trio.move_on_after(1) as scope:
             await ours.write(bytes(1 << 20))
         assert scope.cancelled_caught
-        assert not ours.write_nowait(b"x" * 1000)
+        with pytest.raises(MuxedStreamError, match="a part of a message"):
+            ours.write_nowait(b"x" * 1000)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(others.write, b"y" * 100_000)
             await trio.sleep(1)
@@ -337,6 +345,58 @@ async def test_streams_that_nobody_accepts_are_reset(autojump_clock: Clock) -> N
         await trio.sleep(1)
         assert len(mux.streams) == 256
         assert not mux.is_closed
+
+
+async def test_streams_that_nobody_accepts_keep_nothing(autojump_clock: Clock) -> None:
+    async with alone() as (mux, send):
+        for n in range(300):
+            await send(HEAD.pack(0, TYPE_DATA, FLAG_SYN, 2 * n + 1, 1000) + bytes(1000))
+        await trio.sleep(1)
+        assert len(mux.streams) == len(mux.stream_buffers) == len(mux.stream_events) == 256
+        while mux.streams:
+            stream: Any = await mux.accept_stream()
+            await stream.reset()
+        assert not mux.stream_buffers
+
+
+async def test_stream_that_the_peer_does_not_end_is_reset(autojump_clock: Clock) -> None:
+    async with alone() as (mux, send):
+        await send(HEAD.pack(0, TYPE_DATA, FLAG_SYN, 1, 5) + b"early")
+        stream: Any = await mux.accept_stream()
+        await stream.close()
+        for _ in range(20):
+            await send(HEAD.pack(0, TYPE_DATA, 0, 1, 60_000) + bytes(60_000))
+        await trio.sleep(muxing.LINGER - 1)
+        assert mux.stream_buffers == {1: b""}
+        await trio.sleep(2)
+        assert not mux.streams
+        assert pipe_of(mux).written[-1][10:] == HEAD.pack(0, TYPE_WINDOW_UPDATE, FLAG_RST, 1, 0)
+        assert not mux.is_closed
+
+
+async def test_stream_that_both_end_is_not_reset(autojump_clock: Clock) -> None:
+    async with pair() as (here, there):
+        ours, theirs = await linked(here, there)
+        await ours.write(b"last words")
+        await ours.close()
+        await trio.sleep(1)
+        assert await theirs.read() == b"last words"
+        await theirs.close()
+        await trio.sleep(muxing.LINGER + 1)
+        assert not here.streams
+        assert not there.streams
+        assert not theirs.reset_received
+
+
+async def test_peer_with_too_many_streams_is_cut_off(autojump_clock: Clock) -> None:
+    async with alone() as (mux, send):
+        for n in range(muxing.MAX_STREAMS):
+            await send(HEAD.pack(0, TYPE_DATA, FLAG_SYN, 2 * n + 1, 0))
+            await mux.accept_stream()
+        assert not mux.is_closed
+        await send(HEAD.pack(0, TYPE_DATA, FLAG_SYN, 2 * muxing.MAX_STREAMS + 1, 0))
+        await trio.sleep(1)
+        assert mux.is_closed
 
 
 @given(st.lists(st.integers(1, 400), max_size=40))

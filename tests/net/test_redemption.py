@@ -26,7 +26,14 @@ from p2p_mesh.errors import Overloaded, Refused, Unavailable
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.net.identity import Identity
 from p2p_mesh.net.protocols import Stream, protocol_id
-from p2p_mesh.net.redemption import ATTEMPTS, ATTEMPTS_OF_A_PEER, MINUTE, Pace, redeem
+from p2p_mesh.net.redemption import (
+    ATTEMPTS_OF_A_PEER,
+    FAILURES,
+    FAILURES_OF_AN_INVITE,
+    MINUTE,
+    Pace,
+    redeem,
+)
 from p2p_mesh.testing.members import Mesh, Node, opened, until
 from p2p_mesh.testing.network import MemoryNetwork
 from p2p_mesh.testing.strangers import Stranger, stranger
@@ -247,14 +254,44 @@ async def test_asking_over_and_over_is_bounded(autojump_clock: Clock) -> None:
         assert answers[-1].code == "overloaded"
 
 
-async def test_pace_is_of_all_peers_and_of_a_minute(autojump_clock: Clock) -> None:
+def fail(pace: Pace, peer: str, invite: bytes) -> None:
+    with pytest.raises(Refused), pace.attempt(PeerId(peer), invite):
+        raise Refused("the invite is spent")
+
+
+def gives(pace: Pace, peer: str, invite: bytes) -> bool:
+    """Whether a redemption is looked at; it then gives a membership."""
+    try:
+        with pace.attempt(PeerId(peer), invite):
+            return True
+    except Overloaded:
+        return False
+
+
+async def test_one_invite_keeps_out_nobody_with_another(autojump_clock: Clock) -> None:
     pace = Pace()
-    for number in range(ATTEMPTS):
-        pace.take(PeerId(str(number)))
-    with pytest.raises(Overloaded, match="too many"):
-        pace.take(PeerId("x"))
+    assert gives(pace, "known", b"spent")
+    for number in range(FAILURES_OF_AN_INVITE):
+        fail(pace, str(number), b"spent")
+    assert not gives(pace, "x", b"spent")
+    assert gives(pace, "x", b"good")
+    assert gives(pace, "known", b"spent")  # it was redeemed by that peer already
     await trio.sleep(MINUTE)
-    pace.take(PeerId("x"))
+    assert gives(pace, "x", b"spent")
+
+
+async def test_memberships_that_are_given_slow_nobody_down(autojump_clock: Clock) -> None:
+    pace = Pace()
+    assert all(gives(pace, str(number), b"class") for number in range(100))
+
+
+async def test_pace_is_of_all_invites_together(autojump_clock: Clock) -> None:
+    pace = Pace()
+    for number in range(FAILURES):
+        fail(pace, str(number), bytes([number // FAILURES_OF_AN_INVITE]))
+    assert not gives(pace, "x", b"good")
+    await trio.sleep(MINUTE)
+    assert gives(pace, "x", b"good")
 
 
 async def test_member_that_is_no_holder_says_so(autojump_clock: Clock) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import trio
@@ -32,7 +33,7 @@ def test_newest_list_is_kept() -> None:
     newer = mesh.revoke(version=2, peers=(b"x" * 32,))
     assert revocations.adopt(newer)
     assert not revocations.adopt(newer)
-    assert not revocations.adopt(mesh.revoke(version=1, peers=(b"y" * 32,)))
+    assert not revocations.adopt(mesh.revoke(version=1))
     assert revocations.signed == newer
     assert [entry.fields["version"] for entry in entries] == [2]
 
@@ -58,6 +59,21 @@ def test_kept_list_is_told_to_nobody() -> None:
         changed=lambda signed, revoked: told.append(revoked),
     )  # fmt: skip
     assert not told
+    assert not entries
+
+
+def test_older_list_that_the_newest_lacks_is_told_on_once() -> None:
+    mesh, entries, told = Mesh(), list[Entry](), list[tuple[Signed, int]]()
+    revocations = Revocations(
+        mesh.public, US, Journal(entries.append), mesh.revoke(version=5, peers=(b"x" * 32,)),
+        changed=lambda signed, revoked: told.append((signed, revoked.version)),
+    )  # fmt: skip
+    stray = mesh.revoke(version=4, peers=(b"y" * 32,))
+    assert revocations.adopt(stray)
+    assert not revocations.adopt(stray)
+    assert not revocations.adopt(mesh.revoke(version=4, peers=(b"x" * 32,)))
+    assert told == [(stray, 5)]
+    assert revocations.revoked.version == 5
     assert not entries
 
 
@@ -220,3 +236,50 @@ async def test_two_lists_of_one_version_end_as_one_everywhere(autojump_clock: Cl
         for place, node in enumerate(nodes):
             node.net.adopt(mesh.revoke(peers=(bytes([place]) * 32,)))
         await until(lambda: len({one.net.revoked for one in nodes}) == 1, 10)
+
+
+@pytest.mark.parametrize("away_dials", [True, False])
+async def test_older_list_of_another_holder_reaches_one_through_a_member(
+    autojump_clock: Clock, away_dials: bool
+) -> None:
+    wire, mesh = MemoryNetwork(), Mesh()
+    newest, stray = (
+        mesh.revoke(version=version, peers=(peer * 32,)) for version, peer in ((5, b"x"), (4, b"y"))
+    )
+    first, member = mesh.node(revocation=newest), mesh.node(revocation=newest)
+    away = mesh.node(revocation=stray)
+    async with (
+        opened(first, transport=wire.transport()),
+        opened(member, transport=wire.transport(), seeds=first.seeds()),
+        opened(away, transport=wire.transport(), seeds=member.seeds() if away_dials else ()),
+    ):
+        await until(lambda: first.came, 10)
+        await trio.sleep(3)
+        if not away_dials:
+            await member.net.connect(away.peer_id, away.net.addresses())
+        await until(lambda: stray in first.revocations, 10)
+        await until(lambda: away.net.revoked == first.net.revoked, 10)
+        assert first.net.revoked.version == 5
+
+
+async def test_revoked_node_that_is_dialed_hears_why_and_blames_nobody(
+    autojump_clock: Clock,
+) -> None:
+    wire, mesh = MemoryNetwork(), Mesh()
+    first, out = mesh.node(), mesh.node()
+    async with (
+        opened(out, transport=wire.transport()),
+        opened(first, transport=wire.transport()),
+    ):
+        # The dialer hears of the list after its own proof has gone, so that did not tell of it.
+        revoked, judge = mesh.revoke(peers=(out.identity.public_key,)), first.net._admission._check
+
+        def hear_and_check(*heard: Any) -> Member:
+            first.net.adopt(revoked)
+            return judge(*heard)
+
+        first.net._admission._check = hear_and_check  # type: ignore[method-assign, assignment]
+        with pytest.raises(Refused, match="was revoked"):
+            await first.net.connect(out.peer_id, out.net.addresses())
+        await until(lambda: out.net.is_revoked, 5)
+        assert not out.events("bad_peer")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2p_mesh.net.bursts import Bursts
+from p2p_mesh.core.bursts import Bursts
 
 
 def test_first_thing_is_not_known_to_be_alone() -> None:
