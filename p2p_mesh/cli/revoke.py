@@ -41,6 +41,11 @@ def command(what: str, data_dir: str | None, as_json: bool) -> None:
     names = {one["peer_id"]: one["name"] for one in peers}
     for peer in done["peers"]:
         output.line(f"  out: {peer}  {names.get(peer) or ''}".rstrip())
+    if done["invite"] is None:
+        output.line(
+            "  No invite was closed: by which one it came is not known here. If it has a token, it "
+            "can come back\n  with another key: revoke that invite as well (meshnode invites)"
+        )
 
 
 def shown(what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 KEEP_EVERY = 120.0
 """Seconds between two times that the members that are connected are written down."""
 
+NOTE_EVERY = 10.0
+"""Seconds between two times that a holder writes down by what those came that are connected."""
+
+MAX_HEARD = 16
+"""Revocations that wait to be kept; of more, the newest ones."""
+
 STOP_PATIENCE = 1.0
 """Seconds for writing them down when the node stops."""
 
@@ -46,7 +53,7 @@ class Membership:
         self._inventory = inventory
         self._journal = journal
         self._clock = clock
-        self._heard: Signed | None = None
+        self._heard: deque[Signed] = deque(maxlen=MAX_HEARD)
         self._came = trio.Event()
         self.belonging: state.Belonging | None = None
         self.inviter: state.Inviter | None = None
@@ -90,20 +97,21 @@ class Membership:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_revocations)
             nursery.start_soon(self._keep_peers)
+            nursery.start_soon(self._keep_arrivals)
 
     # Revocations
 
     def heard(self, signed: Signed) -> None:
-        """A newer revocation holds from now on."""
-        self._heard = signed
+        """A newer revocation holds from now on; or an older one has what the newest lacks."""
+        self._heard.append(signed)
         self._came.set()
 
     async def _keep_revocations(self) -> None:
         while True:
             await self._came.wait()
             self._came = trio.Event()
-            assert self._heard is not None
-            await self._keep_revocation(self._heard)
+            while self._heard:
+                await self._keep_revocation(self._heard.popleft())
 
     async def _keep_revocation(self, signed: Signed) -> None:
         """A holder of the mesh key answers one that lacks what was revoked here by the next."""
@@ -143,6 +151,21 @@ class Membership:
         except MeshError as error:
             self._journal.warning("peers_not_kept", f"the known peers were not kept: {error}")
 
+    async def _keep_arrivals(self) -> None:
+        """Of a peer that is put out after it left, the invite must be known."""
+        noted: set[Member] = set()
+        while True:
+            await trio.sleep(NOTE_EVERY)
+            assert self.inviter is not None
+            now = set(self.connected.values())
+            if now == noted or not self.inviter.is_holder:
+                continue
+            try:
+                await in_thread(self.inviter.saw, now - noted)
+            except MeshError as error:
+                self._journal.warning("arrivals_not_kept", f"who came was not kept: {error}")
+            noted = now
+
     # At a holder of the mesh key
 
     @property
@@ -181,14 +204,17 @@ class Membership:
         return [msgspec.to_builtins(one) for one in found]
 
     async def revoke(self, text: str) -> dict[str, Any]:
-        """Takes back an invite or a peer, and says who is out by that. Raises LocalError."""
+        """Takes back an invite or a peer, and says who is out by that, and the id of the invite
+        that lets nobody in any more; None where that of the peer is not known. Raises LocalError.
+        """
         inviter, seen = self._need(), await self.seen()
+        invite = await in_thread(inviter.invite_of, text, seen)
         signed = await in_thread(inviter.revoke, text, seen)
         revoked: Revoked = msgspec.msgpack.decode(signed.payload, type=Revoked)
         if self.adopt is not None:
             self.adopt(signed)
         out = sorted(one.peer for one in seen if revoked.is_revoked(one))
-        return {"version": revoked.version, "peers": out}
+        return {"version": revoked.version, "peers": out, "invite": invite}
 
     async def redeem(self, invite: Invite, peer: bytes) -> Credential:
         """The membership of a node that has the token of an invite. Raises Refused where it lets

@@ -11,6 +11,7 @@ DIR/meshes/ID/  of each mesh that this node has been in (0600 each)
     peers       members that it was connected to, and where they listen
     revocation  the newest revocation
     invites     the invites made here, and who redeemed them, where this node holds the mesh key
+    arrivals    members, and by which invite each came, where this node holds the mesh key
 """
 
 from p2p_mesh.state.belonging import (

@@ -4,6 +4,7 @@ written there.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -77,7 +78,9 @@ def published(directory: Path, node: NodeFile) -> Iterator[None]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Writes a file of mode 0600 in one step: it is there whole, or as it was."""
+    """Writes a file of mode 0600 in one step: it is there whole, or as it was, and what was
+    written outlives a loss of power.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.unlink(missing_ok=True)
@@ -87,10 +90,23 @@ def write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        _settle(path.parent)
     except OSError as error:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise SettingsError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _settle(directory: Path) -> None:
+    """Puts the names in a folder on disk: a file that was renamed is there under its new one."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot, and need not
+            raise
+    finally:
+        os.close(handle)
 
 
 def api_key(directory: Path) -> tuple[str, bool]:
@@ -113,7 +129,10 @@ def folder(directory: Path, mesh: MeshId) -> Path:
     """Where what belongs to one mesh is kept, made if need be. Raises SettingsError."""
     found = directory / "meshes" / mesh
     try:
-        found.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not found.is_dir():
+            found.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _settle(found.parent)
+            _settle(directory)
     except OSError as error:
         raise SettingsError(f"{found} cannot be made: {error.strerror}") from error
     return found

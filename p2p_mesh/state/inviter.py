@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -41,12 +42,13 @@ from p2p_mesh.core.revocation import (
 )
 from p2p_mesh.core.signature import Key, Signed, public_bytes
 from p2p_mesh.errors import LocalError, Refused, SettingsError, Unavailable
+from p2p_mesh.state.arrivals import Arrivals
 from p2p_mesh.state.belonging import Belonging, mesh_key, remember
 from p2p_mesh.state.directory import folder, read, write
 from p2p_mesh.state.revocation import keep_revocation, revocation
 
 MAX_INVITES = 1024
-"""Invites that are kept; those that have ended go first."""
+"""Invites that are kept; the oldest of those that let nobody in any more make room."""
 
 
 class Issued(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -100,6 +102,7 @@ class Inviter:
         self._lock = threading.Lock()
         self._path = folder(directory, belonging.id) / "invites"
         self._issued = {one.key: one for one in _read(self._path)}
+        self._arrivals = Arrivals(self._path.with_name("arrivals"))
         self._signed = revocation(directory, belonging.id)
         self._revoked = self._read_revoked(self._signed)
 
@@ -130,8 +133,9 @@ class Inviter:
                 seed = secrets.token_bytes(32)
                 self._belonging = msgspec.structs.replace(self._belonging, invite_seed=seed)
                 remember(self._directory, self._belonging)
-            if _public(seed) not in self._issued and len(self._issued) < MAX_INVITES:
-                self._save(Issued(key=_public(seed), role="member", made=int(self._clock())))
+            if _public(seed) not in self._issued:
+                with suppress(_Full):  # it is good all the same, and only not listed
+                    self._save(Issued(key=_public(seed), role="member", made=int(self._clock())))
             return make_invite(self._key, seed, name=self._belonging.name, seeds=seeds)
 
     def make(
@@ -159,12 +163,15 @@ class Inviter:
     def _save(self, issued: Issued) -> None:
         """Puts it on disk, before anybody is told."""
         kept = {**self._issued, issued.key: issued}
+        over = len(kept) - MAX_INVITES
+        if over > 0:
+            done = sorted((one for one in kept.values() if self._is_done(one)), key=_age)
+            for one in done[:over]:
+                del kept[one.key]
         if len(kept) > MAX_INVITES:
-            now = self._clock()
-            kept = {key: one for key, one in kept.items() if one.until is None or one.until > now}
-        if len(kept) > MAX_INVITES:
-            raise LocalError(
-                f"{MAX_INVITES} invites are open; give invites an end (--until), so that they go"
+            raise _Full(
+                f"{MAX_INVITES} invites are open; revoke some (meshnode revoke), and give invites "
+                "an end (--until, --join-by or --uses), so that they go"
             )
         write(self._path, msgspec.msgpack.encode(tuple(kept.values())))
         self._issued = kept
@@ -187,6 +194,17 @@ class Inviter:
                 self._save(msgspec.structs.replace(issued, came=(*issued.came, peer)))
         return redeemed(self._key, invite, peer)
 
+    def _is_done(self, issued: Issued) -> bool:
+        """Nobody new comes in by it ever again."""
+        if self._revoked.is_shut(issued.key):
+            return True
+        try:
+            self._check_open(issued)
+        except Refused as error:
+            # Without a number of uses it is in the members' hands, however many have been seen.
+            return error.reason == "expired" or issued.is_redeemed
+        return False
+
     def _check_open(self, issued: Issued) -> None:
         now, most = self._clock(), issued.uses or MAX_USES
         if issued.join_by is not None and issued.join_by <= now:
@@ -198,9 +216,11 @@ class Inviter:
 
     def saw(self, members: Iterable[Member]) -> None:
         """Writes down who came by which invite, to know it when they are away."""
+        seen = tuple(members)
         with self._lock:
+            self._arrivals.note(seen)
             by_invite: dict[bytes, set[bytes]] = {}
-            for one in members:
+            for one in seen:
                 if one.invite is not None:
                     by_invite.setdefault(one.invite, set()).add(public_key(one.peer))
             for issued in tuple(self._issued.values()):
@@ -242,16 +262,25 @@ class Inviter:
         """
         key, seen = self._need(), tuple(members)
         with self._lock:
-            after = self._without(text.strip(), seen)
-            if msgspec.structs.replace(after, version=self._revoked.version) != self._revoked:
-                self._hold(seal_revocation(after, key), after)
-            assert self._signed is not None
-            return self._signed
+            before, after = self._signed, self._without(text.strip(), seen)
+            same = msgspec.structs.replace(after, version=self._revoked.version) == self._revoked
+            if before is not None and same:
+                return before
+            return self._hold(seal_revocation(after, key), after)
+
+    def invite_of(self, text: str, members: Iterable[Member]) -> str | None:
+        """The id of the invite that a peer came by, or that a text names; None where that of the
+        peer is not known. Raises LocalError where the text is none of the two.
+        """
+        seen = tuple(members)
+        with self._lock:
+            peer = _peer(text.strip())
+            invite = self._came_by(peer, seen) if peer else self._named(text.strip(), seen)
+        return None if invite is None else invite_id(invite)
 
     def _without(self, text: str, members: tuple[Member, ...]) -> Revoked:
-        try:
-            peer = public_key(PeerId(text))
-        except ValueError:
+        peer = _peer(text)
+        if peer is None:
             return revoke_invite(self._revoked, self._named(text, members))
         if peer == self._belonging.membership.peer:
             raise LocalError("this node holds the mesh key, and cannot put itself out")
@@ -263,7 +292,10 @@ class Inviter:
         issued = self._issued.get(invite) if invite else None
         if invite is None or (issued is not None and issued.is_redeemed):
             return set()
-        came = {public_key(one.peer) for one in members if one.invite == invite}
+        came = {
+            public_key(one.peer) for one in members if one.invite == invite and not one.redeemed
+        }
+        came |= self._arrivals.by_token(invite)
         return came.union(issued.came if issued else ()) - set(self._revoked.peers)
 
     def _named(self, text: str, members: tuple[Member, ...]) -> bytes:
@@ -274,7 +306,7 @@ class Inviter:
                 raise LocalError("the token is of another mesh")
             return invite.key
         known = {*self._issued, *(one.invite for one in members if one.invite is not None)}
-        for key in known:
+        for key in known | self._arrivals.invites():
             if invite_id(key) == text:
                 return key
         raise LocalError(
@@ -287,7 +319,8 @@ class Inviter:
         for member in members:
             if member.peer == peer_id(peer):
                 return member.invite
-        return next((one.key for one in self._issued.values() if peer in one.came), None)
+        made = next((one.key for one in self._issued.values() if peer in one.came), None)
+        return made or self._arrivals.invite_of(peer)
 
     def heard(self, signed: Signed) -> Signed | None:
         """Keeps a revocation that another node told. Where it lacks what was revoked here, the
@@ -305,12 +338,27 @@ class Inviter:
             if both == theirs:
                 self._hold(signed, theirs)
                 return None
-            self._hold(seal_revocation(both, self._key), both)
-            return self._signed
+            return self._hold(seal_revocation(both, self._key), both)
 
-    def _hold(self, signed: Signed, revoked: Revoked) -> None:
+    def _hold(self, signed: Signed, revoked: Revoked) -> Signed:
         keep_revocation(self._directory, self._belonging.id, signed)
         self._signed, self._revoked = signed, revoked
+        return signed
+
+
+class _Full(LocalError):
+    """No invite more can be kept."""
+
+
+def _age(issued: Issued) -> int:
+    return issued.made
+
+
+def _peer(text: str) -> bytes | None:
+    try:
+        return public_key(PeerId(text))
+    except ValueError:
+        return None
 
 
 def _public(seed: bytes) -> bytes:

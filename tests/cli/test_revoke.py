@@ -15,7 +15,7 @@ STATUS = {"peers": [{"peer_id": BOB, "name": "bob"}, {"peer_id": EVE, "name": "0
 @pytest.fixture
 def holder(port: Port) -> Port:
     port.answers["/api/status"] = [STATUS]
-    port.answers["/api/revocations"] = [{"version": 3, "peers": [BOB]}]
+    port.answers["/api/revocations"] = [{"version": 3, "peers": [BOB], "invite": "5f0c1be09a7d"}]
     return port
 
 
@@ -32,7 +32,17 @@ def test_invite_is_revoked_by_its_id(holder: Port, capsys: pytest.CaptureFixture
     # A peer that calls itself as an invite is not revoked in its place, nor the other way round.
     assert execute(["revoke", "0123456789ab", "--json", "--data-dir", holder.directory]) == 0
     assert holder.asked == [("/api/revocations", {"what": "0123456789ab"})]
-    assert json.loads(capsys.readouterr().out) == {"version": 3, "peers": [BOB]}
+    assert json.loads(capsys.readouterr().out) == {
+        "version": 3, "peers": [BOB], "invite": "5f0c1be09a7d"
+    }  # fmt: skip
+
+
+def test_peer_whose_invite_stays_open_is_named(
+    holder: Port, capsys: pytest.CaptureFixture[str]
+) -> None:
+    holder.answers["/api/revocations"] = [{"version": 3, "peers": [BOB], "invite": None}]
+    assert execute(["revoke", BOB, "--data-dir", holder.directory]) == 0
+    assert "No invite was closed" in capsys.readouterr().out
 
 
 def test_token_is_not_shown_again(holder: Port, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """What a row of the status says (tests/cli/test_client.py asks a node for one)."""
 
-from p2p_mesh.cli.status import _model, _peer
+import pytest
+
+from p2p_mesh.cli.status import _model, _peer, _show_head
 
 
 def test_loading_model_shows_how_far_it_is() -> None:
@@ -18,3 +20,11 @@ def test_failed_model_shows_why() -> None:
 def test_peer_shows_its_models() -> None:
     row = {"peer_id": "p", "name": "bob", "state": "suspect", "models": ["m", "n"]}
     assert _peer(row) == ["p", "bob", "suspect", "m, n"]
+
+
+def test_node_that_is_out_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    head = {"name": "a", "version": "1", "uptime_s": 1.0, "api_url": "", "console_url": "",
+            "peer_id": "p", "mesh_id": "m", "role": "member", "owners": [],
+            "is_revoked": True, "revoked_peers": 0}  # fmt: skip
+    _show_head(head)
+    assert "this node's membership was taken back" in capsys.readouterr().out

@@ -13,14 +13,26 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2p_mesh import state
 from p2p_mesh.core.inventory import Inventory, announce, read
-from p2p_mesh.core.invite import Credential, Member, Ticket, join, make_invite, read_token, redeemed
+from p2p_mesh.core.invite import (
+    Credential,
+    Member,
+    Ticket,
+    invite_id,
+    join,
+    make_invite,
+    read_token,
+    redeemed,
+)
 from p2p_mesh.core.names import PeerId, peer_id
 from p2p_mesh.core.records import Announcement, Resources
+from p2p_mesh.core.revocation import Revoked, read_revocation, seal_revocation
 from p2p_mesh.core.signature import Signed, public_bytes
 from p2p_mesh.errors import LocalError, Unavailable
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.net.identity import Identity
+from p2p_mesh.node import membership as module
 from p2p_mesh.node.membership import Membership
+from p2p_mesh.state.arrivals import Arrivals
 
 NOW = 1_000_000.0
 NODE, GUEST = Identity(b"n" * 32), Identity(b"g" * 32)
@@ -132,10 +144,69 @@ async def test_revoked_peer_is_out_and_told(tmp_path: Path) -> None:
         member = await join_by(one, GUEST)
         assert await one.membership.seen() == (member,)
         said = await one.membership.revoke(member.peer)
-        assert said == {"version": 1, "peers": [member.peer]}
+        assert member.invite is not None
+        invited = invite_id(member.invite)
+        assert said == {"version": 1, "peers": [member.peer], "invite": invited}
         assert len(one.adopted) == 1
         (invite,) = await one.membership.invites()
         assert (invite["closed"], invite["peers"]) == (True, (member.peer,))
+
+
+async def test_peer_whose_invite_is_not_known_is_out_and_that_is_said(tmp_path: Path) -> None:
+    async with running(tmp_path) as one:
+        said = await one.membership.revoke(GUEST.peer_id)
+        assert said == {"version": 1, "peers": [], "invite": None}
+
+
+async def test_invite_of_who_was_connected_is_known_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NOTE_EVERY", 0.01)
+    async with running(tmp_path) as one:
+        assert one.membership.belonging is not None
+        one.membership.connected = {
+            GUEST.peer_id: Member(GUEST.peer_id, "member", None, invite=b"i" * 32)
+        }
+        path = tmp_path / "meshes" / one.membership.belonging.id / "arrivals"
+        with trio.fail_after(5):
+            while Arrivals(path).invite_of(GUEST.public_key) != b"i" * 32:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+
+async def test_arrivals_that_cannot_be_kept_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise LocalError("no space")
+
+    monkeypatch.setattr(module, "NOTE_EVERY", 0.01)
+    async with running(tmp_path) as one:
+        monkeypatch.setattr(state.Inviter, "saw", full)
+        one.membership.connected = {GUEST.peer_id: Member(GUEST.peer_id, "member", None)}
+        with trio.fail_after(5):
+            while not one.entries:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert [entry.event for entry in one.entries] == ["arrivals_not_kept"]
+
+
+async def test_older_list_that_comes_after_a_newer_one_loses_neither(tmp_path: Path) -> None:
+    async with running(tmp_path) as one:
+        (tmp_path / "b").mkdir()
+        state.import_mesh(tmp_path / "b", state.export_mesh(tmp_path))
+        (there,) = state.meshes(tmp_path / "b")
+        key = state.mesh_key(tmp_path)
+        assert key is not None
+        newer, older = (
+            seal_revocation(Revoked(version=version, peers=(peer * 32,)), key)
+            for version, peer in ((5, b"x"), (4, b"y"))
+        )
+        one.membership.heard(newer)
+        one.membership.heard(older)
+        with trio.fail_after(5):
+            while not one.adopted:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        both = read_revocation(one.adopted[0], there.mesh)
+        assert (both.version, both.peers) == (6, (b"x" * 32, b"y" * 32))
 
 
 async def test_revocation_of_another_is_kept(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """The data directory: its lock, its node.json, its files."""
 
+import errno
 import json
 import os
+import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -102,3 +105,27 @@ def test_what_cannot_be_read_or_made_is_named(tmp_path: Path) -> None:
         folder(tmp_path, MeshId("m"))
     with pytest.raises(SettingsError, match="cannot be read"):
         read(tmp_path)
+
+
+def test_new_name_of_a_file_is_put_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[bool, bool]] = []
+
+    def note(descriptor: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), (tmp_path / "file").exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    write(tmp_path / "file", b"data")
+    assert synced == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize(("number", "is_refused"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_folder_that_cannot_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_refused: bool
+) -> None:
+    def sync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, "no")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(SettingsError) if is_refused else nullcontext():
+        write(tmp_path / "file", b"data")

@@ -304,3 +304,86 @@ def test_seen_members_cost_no_uses(tmp_path: Path) -> None:
     invite = read_token(inviter.make((), "member", None, uses=1)).invite
     inviter.saw([Member(peer_id(OTHER), "member", None, invite=invite.key, redeemed=True)])
     assert inviter.redeem(invite, GUEST)
+
+
+@pytest.mark.parametrize("how", ["spent", "late", "revoked"])
+def test_invites_that_let_nobody_in_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(module, "MAX_INVITES", 2)
+    inviter = holder(tmp_path)
+    join_by = int(NOW) - 1 if how == "late" else None
+    done = read_token(inviter.make((), "member", None, uses=1, join_by=join_by)).invite
+    if how == "spent":
+        inviter.redeem(done, GUEST)
+    if how == "revoked":
+        inviter.revoke(invite_id(done.key), ())
+    stays = [read_token(inviter.make((), "member", None)).invite.key for _ in range(2)]
+    assert {one.id for one in inviter.invites()} == {invite_id(key) for key in stays}
+    with pytest.raises(LocalError, match="2 invites are open"):
+        inviter.make((), "member", None)
+
+
+def test_only_as_many_invites_go_as_room_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_INVITES", 3)
+    inviter = holder(tmp_path)
+    for made in (3, 1, 2):
+        inviter._clock = lambda made=made: made  # type: ignore[misc]
+        inviter.make((), "member", until=1)
+    inviter._clock = lambda: NOW
+    inviter.make((), "member", None)
+    assert [one.made for one in inviter.invites()] == [NOW, 3, 2]
+
+
+def test_standing_invite_is_good_also_where_no_more_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_INVITES", 1)
+    inviter = holder(tmp_path)
+    inviter.make((), "member", None)
+    assert inviter.standing(()) is not None
+    assert len(inviter.invites()) == 1
+
+
+def test_invite_of_another_holder_is_closed_with_its_peer_away(tmp_path: Path) -> None:
+    inviter = holder(tmp_path)
+    token = make_invite(inviter._need(), b"i" * 32, name="home")
+    key = read_token(token).invite.key
+    inviter.saw([member(token, peer) for peer in (GUEST, OTHER)])
+    again = holder(tmp_path)
+    assert again.invite_of(peer_id(GUEST), ()) == invite_id(key)
+    revoked = says(tmp_path, again.revoke(peer_id(GUEST), ()))
+    assert revoked.is_shut(key)
+    assert not revoked.is_revoked(member(token, OTHER))
+    assert revoked.is_revoked(member(token, THIRD))
+
+
+def test_redeemed_invite_of_another_holder_is_closed_and_keeps_nobody_by_name(
+    tmp_path: Path,
+) -> None:
+    inviter = holder(tmp_path)
+    seen = [
+        Member(peer_id(one), "member", None, b"i" * 32, redeemed=True) for one in (GUEST, OTHER)
+    ]
+    inviter.saw(seen)
+    revoked = says(tmp_path, inviter.revoke(peer_id(GUEST), seen))
+    assert [(one.invite, one.kept) for one in revoked.closed] == [(b"i" * 32, ())]
+    assert [revoked.is_revoked(one) for one in seen] == [True, False]
+
+
+def test_peer_whose_invite_is_not_known_says_so(tmp_path: Path) -> None:
+    inviter = holder(tmp_path)
+    assert inviter.invite_of(peer_id(GUEST), ()) is None
+    token = inviter.make((), "member", None)
+    assert inviter.invite_of(token, ()) == invite_id(read_token(token).invite.key)
+    with pytest.raises(LocalError, match="no invite"):
+        inviter.invite_of("nonsense", ())
+
+
+def test_revoking_again_changes_nothing(tmp_path: Path) -> None:
+    inviter = holder(tmp_path)
+    first = inviter.revoke(peer_id(GUEST), ())
+    assert inviter.revoke(peer_id(GUEST), ()) == first
+    assert holder(tmp_path).revoke(peer_id(GUEST), ()) == first
