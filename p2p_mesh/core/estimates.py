@@ -55,27 +55,33 @@ def size(question: InferenceRequest | Query) -> int:
     match question:
         case InferenceRequest(prompt=ChatPrompt() as prompt):
             return sum(map(_weight, prompt.messages)) + sum(
-                len(tool.description) + _weight(tool.parameters) for tool in prompt.tools
+                _bytes(tool.description) + _weight(tool.parameters) for tool in prompt.tools
             )
         case InferenceRequest(prompt=TextPrompt() as prompt):
-            return len(prompt.text) + len(prompt.suffix)
+            return _bytes(prompt.text) + _bytes(prompt.suffix)
         case InferenceRequest(prompt=TokenPrompt() as prompt):
             return int(len(prompt.tokens) * TOKEN_SIZE)
         case EmbedQuery():
             return sum(map(_length, question.inputs))
         case RerankQuery():
-            return sum(len(one) + len(question.query) for one in question.documents)
+            again = len(question.documents) * _bytes(question.query)
+            return again + sum(map(_bytes, question.documents))
     return 0  # of its vocabulary, which takes no reading
 
 
+def _bytes(text: str) -> int:
+    # Half of a surrogate pair, which JSON may have, is text of three bytes here.
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+
+
 def _length(text: str | tuple[int, ...]) -> int:
-    return len(text) if isinstance(text, str) else int(len(text) * TOKEN_SIZE)
+    return _bytes(text) if isinstance(text, str) else int(len(text) * TOKEN_SIZE)
 
 
 def _weight(message: dict[str, object]) -> int:
     content = message.get("content")
     if isinstance(content, str) and len(message) == 2:  # nearly all are: a role and a text
-        return MESSAGE_SIZE + len(content)
+        return MESSAGE_SIZE + _bytes(content)
     return MESSAGE_SIZE + sum(_sizes(message))
 
 
@@ -87,12 +93,12 @@ def _sizes(value: object) -> Iterator[int]:
             case {"type": "image_url" | "input_audio"}:
                 yield MEDIUM_SIZE
             case dict() as inner:
-                yield sum(len(key) for key in inner if isinstance(key, str))
+                yield sum(_bytes(key) for key in inner if isinstance(key, str))
                 left.extend(inner.values())
             case list() as inner:
                 left.extend(inner)
             case str() as text:
-                yield len(text)
+                yield _bytes(text)
 
 
 class _Recent(Generic[T]):

@@ -82,7 +82,7 @@ class Site:
     """Slots of each model."""
     loads: frozenset[ModelId] = frozenset()
     holds: Mapping[ModelId, int] = field(default_factory=dict)
-    """Bytes of each model file, whether it is served or not."""
+    """Bytes of each model file that it serves or would load now."""
     free: int = 0
     """Bytes of memory."""
 
@@ -123,10 +123,15 @@ def watch(before: Since, view: View) -> Since:
 
 def plan(view: View, since: Since) -> tuple[Action, ...]:
     """What this node should do now: at most one model loaded, and at most one unloaded."""
-    is_busy = any(one.state == "loading" and one.is_planned for one in view.own)
-    loads = () if is_busy else sorted(_due_loads(view, since), key=lambda one: _heat(view, one))
+    due = () if is_busy(view.own) else _due_loads(view, since)
+    loads = sorted(due, key=lambda one: _heat(view, one))
     unloads = sorted(_due_unloads(view, since), key=lambda one: one.model)
     return (*loads[:1], *unloads[:1])
+
+
+def is_busy(own: Iterable[Own]) -> bool:
+    """Whether a node loads a model by these rules, and so no other meanwhile."""
+    return any(one.state == "loading" and one.is_planned for one in own)
 
 
 def _heat(view: View, action: Load) -> tuple[float, ModelId]:

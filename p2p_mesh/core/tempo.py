@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p2p_mesh.core.records import Usage
+from p2p_mesh.core.silence import Slack
 
 LEARNING = 0.2
 """How much of the newest answer goes into a smoothed value."""
@@ -55,6 +56,7 @@ class Tempo:
         """Seconds that a request holds its slot."""
         self.speed = 0.0
         """Tokens a second of one answer, as announced."""
+        self.slack = Slack()
         self._reading = _Rate()
         self._writing = _Rate()
         self._announced_at = 0.0

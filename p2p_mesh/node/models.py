@@ -17,12 +17,13 @@ import msgspec
 import trio
 
 from p2p_mesh.core.names import ModelId
-from p2p_mesh.core.placement import Own
+from p2p_mesh.core.placement import Own, is_busy
 from p2p_mesh.core.records import Held, ModelFile, Resources
 from p2p_mesh.errors import LocalError, ModelError
 from p2p_mesh.journal import Journal
 from p2p_mesh.node import loads
 from p2p_mesh.node.files import Files
+from p2p_mesh.node.membership import STARTING
 from p2p_mesh.node.sources import MODELS
 from p2p_mesh.plugins import Plugins
 from p2p_mesh.serve import hardware
@@ -39,7 +40,7 @@ REST = 300.0
 """Seconds after which a file that could not be loaded is tried again, where it is wanted."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Run:
     """The time in which a file is served, until its engine has ended."""
 
@@ -118,7 +119,12 @@ class Models:
 
     def held(self) -> tuple[Held, ...]:
         """Every model file of this node, served or not."""
-        return tuple(_held(load.model, self.hosted.get(load.model.id)) for load in self._files)
+        own = self.own()
+        busy = is_busy(own)
+        return tuple(
+            _held(load.model, self.hosted.get(load.model.id), seen, is_busy=busy)
+            for load, seen in zip(self._files, own, strict=True)
+        )
 
     def standby(self) -> tuple[ModelFile, ...]:
         """The files that are not served."""
@@ -186,12 +192,15 @@ class Models:
 
     async def load(self, reference: str, *, is_planned: bool = False) -> Hosted:
         """Begins to serve a file: the id of one that stands by, the first digits of its digest, a
-        path, or a bundled model's name. Returns when loading has begun.
+        path, or a bundled model's name. Returns when loading has begun. What the plan loaded is
+        from now on served because its owner said so.
 
         Raises ModelError where there is no such file, or it does not fit, and LocalError where
         the model is served already.
         """
         load = await self._files.find(reference, self.hosted)
+        if not is_planned and (kept := self._keep(load.model.id)) is not None:
+            return kept
         nursery = self._check_free(load.model.id)
         chosen = choose(self._plugins.backends(), load, self._memory.free())
         if isinstance(chosen, Refusal):
@@ -225,7 +234,24 @@ class Models:
 
     def rest(self, model: ModelId) -> None:
         """It could not be loaded: the plan tries it again after REST seconds."""
-        self._rests[model] = trio.current_time() + REST
+        until = trio.current_time() + REST
+        self._rests[model] = max(until, self._rests.get(model, until))
+        self._changed()
+        if self._nursery is not None:
+            self._nursery.start_soon(self._rested)
+
+    async def _rested(self) -> None:
+        # The others have this node in their order again when it would act again, not later.
+        await trio.sleep(REST)
+        self._changed()
+
+    def _keep(self, model: ModelId) -> Hosted | None:
+        """The model, where the plan loaded it: the plan does not unload it any more."""
+        run, hosted = self._runs.get(model), self.hosted.get(model)
+        if run is None or run.hosted is not hosted or not run.is_planned:
+            return None
+        run.is_planned = False
+        return hosted
 
     def _start(self, nursery: trio.Nursery, hosted: Hosted, *, is_planned: bool = False) -> None:
         run = self._runs[hosted.id] = _Run(hosted, is_planned, trio.current_time())
@@ -264,7 +290,7 @@ class Models:
 
     def _check_free(self, model: ModelId) -> trio.Nursery:
         if self._nursery is None:
-            raise LocalError("the node is still starting; try again in a second")
+            raise LocalError(STARTING)
         hosted, run = self.hosted.get(model), self._runs.get(model)
         if hosted is None and run is not None:
             raise LocalError(f"{model} is being unloaded; try again in a moment")
@@ -297,11 +323,12 @@ class Models:
         self._changed()
 
 
-def _held(model: ModelFile, hosted: Hosted | None) -> Held:
+def _held(model: ModelFile, hosted: Hosted | None, own: Own, *, is_busy: bool) -> Held:
     is_loading = hosted is not None and hosted.state == "loading" and hosted.served() is None
     return Held(
         id=model.id,
         digest=model.digest,
         size_bytes=model.size_bytes,
         loading=is_loading and hosted is not None and hosted.load is not None,
+        resting=own.state == "standby" and (own.is_resting or is_busy),
     )

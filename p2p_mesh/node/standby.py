@@ -113,6 +113,6 @@ def _site(offer: Offer) -> Site:
         offer.peer,
         serves={one.id: one.slots for one in said.models},
         loads=frozenset(one.id for one in said.held if one.loading),
-        holds={one.id: one.size_bytes for one in said.held},
+        holds={one.id: one.size_bytes for one in said.held if not one.resting},
         free=said.resources.memory_free,
     )

@@ -144,6 +144,9 @@ class Engine(Protocol):
         """The answer to a request, as it grows; leaving the context cancels it, and its slot is
         free within one decode step. Iteration ends after the last delta, which has `usage`.
         Raises RequestError for a request that the model cannot take, EngineDied if it ended.
+
+        The context holds no nursery and no cancel scope while it is open: it may be left in another
+        task, or within other scopes, than it was entered in.
         """
         ...
 

@@ -52,7 +52,7 @@ class Pulse:
         self._tempo = tempo
         self._changed = changed
         """Called when the speed is another than was announced."""
-        self._silence = Silence()
+        self._silence = Silence(tempo.slack)
 
     @contextmanager
     def working(self, question: InferenceRequest | Query) -> Iterator[Work]:
@@ -79,6 +79,7 @@ class Pulse:
             with trio.move_on_after(LOOK_EVERY):
                 return await self._engine.wait_ended()
             if self._silence.is_long(trio.current_time()) and not await self._replies():
+                self._silence.give_up()
                 return "it gave no sign of life, and did not reply"
 
     async def _replies(self) -> bool:

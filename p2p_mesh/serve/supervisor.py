@@ -69,11 +69,14 @@ REPORT_EVERY = 2.0
 LONGEST_PAUSE = {False: 30.0, True: 5.0}
 """Seconds between two tries at most; less (True) for what a source offers, which costs little."""
 
-_LACKS: dict[Capability, str] = {
+LACKS = {
     "generate": "writes no text",
     "embed": "makes no embeddings",
     "rerank": "ranks no documents",
+    "vision": "takes no images",
+    "audio": "takes no sounds",
 }
+"""What is said of a model that has not the capability."""
 
 
 class Hosted:
@@ -334,7 +337,7 @@ class Hosted:
             raise self._loading()
         if needed is not None and needed not in about.capabilities:
             can = ", ".join(sorted(about.capabilities))
-            raise RequestError(f"{self.id} {_LACKS[needed]}; it can: {can}", param="model")
+            raise RequestError(f"{self.id} {LACKS[needed]}; it can: {can}", param="model")
         return engine, slots, pulse
 
     def _loading(self) -> Loading:

@@ -41,6 +41,16 @@ def test_text_is_as_long_as_it_is() -> None:
     assert size(request(TokenPrompt(tokens=(1,) * 100))) == 400
 
 
+def test_text_is_counted_in_bytes_of_utf8() -> None:
+    word = "\u4f60\u597d"
+    assert size(request(TextPrompt(text=word, suffix=word))) == 12
+    assert size(chat(word)) - size(chat("")) == 6
+    assert size(chat([{"type": word}])) - size(chat([{"type": ""}])) == 6
+    assert size(EmbedQuery(model=M, inputs=(word,))) == 6
+    assert size(RerankQuery(model=M, query=word, documents=(word, "d"))) == 19
+    assert size(chat("\ud800")) - size(chat("")) == 3
+
+
 def test_tools_are_read_too() -> None:
     tool = Tool(name="f", description="x" * 100, parameters={"type": "y" * 100})
     assert size(chat("a", tools=(tool,))) - size(chat("a")) > 200

@@ -102,6 +102,33 @@ def test_newcomer_is_refused_where_all_have_little() -> None:
     assert states(join(turns, "d", "a")) == ["refused", "refused"]
 
 
+def test_users_of_one_host_have_its_share_together() -> None:
+    turns = Turns(1, 6)
+    join(turns, "x")
+    flood = join(turns, *(f"a/{user}" for user in range(6)))
+    assert states(join(turns, "b", "b", "b", "b")) == ["waiting"] * 3 + ["refused"]
+    assert states(flood) == ["waiting"] * 3 + ["refused"] * 3
+    assert states(join(turns, "a/new")) == ["refused"]
+
+
+def test_users_of_a_host_take_turns_in_the_turns_of_the_host() -> None:
+    turns = Turns(1, 8)
+    first, *_ = join(turns, "x", "a/1", "a/1", "a/2", "b", "b", "b")
+    order, turn = list[str](), turns.leave(first)
+    while turn is not None:
+        order.append(turn.asker)
+        turn = turns.leave(turn)
+    assert order == ["a/1", "b", "a/2", "b", "a/1", "b"]
+
+
+def test_user_of_a_host_does_not_keep_out_another_one() -> None:
+    turns = Turns(1, 3)
+    asked = join(turns, *["a/1"] * 4)
+    turn, displaced = turns.join("a/2")
+    assert (turn.state, displaced) == ("waiting", asked[-1])
+    assert states(join(turns, "a/2")) == ["refused"]
+
+
 def test_answers_that_go_on_are_bounded_apart() -> None:
     turns = Turns(1, 2)
     join(turns, *"aaa")
@@ -130,15 +157,19 @@ class Serving(RuleBasedStateMachine):
         self.known: list[Turn] = []
         self.passed: Counter[Turn] = Counter()
 
-    @rule(asker=st.sampled_from("abcd"), is_resumed=st.booleans())
+    @rule(asker=st.sampled_from(["a", "b", "c", "d/1", "d/2", "d/3"]), is_resumed=st.booleans())
     def arrive(self, asker: str, is_resumed: bool) -> None:
-        had = Counter(turn.asker for turn in self.of("waiting") if turn.is_resumed == is_resumed)
+        queue = [turn for turn in self.of("waiting") if turn.is_resumed == is_resumed]
+        had = Counter(one.asker for one in queue)
+        hosts = Counter(one.host for one in queue)
         turn, displaced = self.turns.join(asker, is_resumed=is_resumed)
         self.known.append(turn)
         if displaced is not None:
-            assert had[displaced.asker] > had[asker] + 1
-        if turn.state == "refused":  # nobody had clearly more than it would have
-            assert max(had.values()) <= had[asker] + 1
+            of = hosts[displaced.host] > hosts[turn.host] + 1
+            assert of or (displaced.host == turn.host and had[displaced.asker] > had[asker] + 1)
+        if turn.state == "refused":  # no host had clearly more, nor had another user of its own
+            assert max(hosts.values()) <= hosts[turn.host] + 1
+            assert all(had[one.asker] <= had[asker] + 1 for one in queue if one.host == turn.host)
 
     @precondition(lambda self: self.of("holding"))
     @rule(data=st.data())
@@ -173,9 +204,9 @@ class Serving(RuleBasedStateMachine):
 
     @invariant()
     def nobody_starves(self) -> None:
-        # Before each request of its own asker, three others may come, and it stands behind at
-        # most so many of its own.
-        most = 3 * (RESUMED + 1) * self.BOUND
+        # Before each request of its own asker, two others of its host may come, and before each
+        # of these three other hosts; and it stands behind at most so many of its own.
+        most = (3 * 3 + 2) * (RESUMED + 1) * self.BOUND
         assert all(count <= most for count in self.passed.values())
 
 

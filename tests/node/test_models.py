@@ -311,6 +311,65 @@ async def test_what_its_owner_unloaded_rests_until_its_owner_loads_it(
         assert not models.own()[0].is_resting
 
 
+async def test_what_will_not_be_loaded_now_is_announced_so(autojump_clock: object) -> None:
+    changes: list[None] = []
+    models = shelf(
+        Echo(load_seconds=3.0), standby=(M, model("x")), changed=lambda: changes.append(None)
+    )
+
+    def resting() -> list[str]:
+        return [one.id for one in models.held() if one.resting]
+
+    async with running(models):
+        assert resting() == []
+        await models.load("m")
+        assert resting() == []
+        await models.unload("m")
+        assert resting() == ["m"]
+        planned = await models.load("x", is_planned=True)
+        assert resting() == ["m"]
+        await planned.wait_settled()
+        await models.unload("x", is_planned=True)
+        assert resting() == ["m"]
+        changes.clear()
+        models.rest(ModelId("x"))
+        assert (resting(), len(changes)) == (["m", "x"], 1)
+        await trio.sleep(REST + 1)
+        assert (resting(), len(changes)) == (["m"], 2)
+        models.rest(M.id)
+        await trio.sleep(REST + 1)
+        assert resting() == ["m"]
+
+
+async def test_node_that_loads_one_model_by_the_plan_will_load_no_other(
+    autojump_clock: object,
+) -> None:
+    models = shelf(Echo(load_seconds=3.0), standby=(M, model("x")))
+    async with running(models):
+        planned = await models.load("m", is_planned=True)
+        assert [one.resting for one in models.held()] == [False, True]
+        await planned.wait_settled()
+        assert [one.resting for one in models.held()] == [False, False]
+
+
+async def test_owner_may_keep_what_the_plan_loaded(autojump_clock: object) -> None:
+    async with running(shelf(Echo(), standby=(M,))) as models:
+        planned = await models.load("m", is_planned=True)
+        await planned.wait_settled()
+        assert await models.load("m") is planned
+        assert not models.is_planned(M.id)
+        with pytest.raises(LocalError, match="served already"):
+            await models.load("m")
+
+
+async def test_plan_does_not_load_twice(autojump_clock: object) -> None:
+    async with running(shelf(Echo(), standby=(M,))) as models:
+        await models.load("m", is_planned=True)
+        with pytest.raises(LocalError, match="served already"):
+            await models.load("m", is_planned=True)
+        assert models.is_planned(M.id)
+
+
 async def test_planned_model_that_fails_stands_by_and_rests(autojump_clock: object) -> None:
     echo = Echo()
     echo.failures.append(EngineDied("out of memory"))

@@ -207,6 +207,32 @@ async def test_node_without_memory_leaves_it_to_the_next(autojump_clock: object)
     assert nodes[0].events().count("standby_failed") == 1
 
 
+async def test_those_that_will_not_act_are_not_waited_for(autojump_clock: object) -> None:
+    mesh = Neighbours()
+    nodes = [mesh.add(standby=(), given=(M,)) for _ in range(4)] + [mesh.add()]
+    async with mesh.live():
+        for one in nodes[:4]:
+            await one.models.unload("m")
+        await trio.sleep(SETTLE + 1)
+        nodes[4].demanded.count(M.id)
+        await trio.sleep(10)
+        assert nodes[4].serves == ["m"]
+
+
+async def test_node_that_loads_another_model_is_not_waited_for(autojump_clock: object) -> None:
+    mesh = Neighbours()
+    x = model("x")
+    nodes = [mesh.add(echo=Echo(load_seconds=100.0), standby=(M, x)) for _ in range(4)]
+    nodes.append(mesh.add())
+    async with mesh.live():
+        for one in nodes[:4]:
+            await one.models.load("x", is_planned=True)
+        await trio.sleep(SETTLE + 1)
+        nodes[4].demanded.count(M.id)
+        await trio.sleep(10)
+        assert nodes[4].serves == ["m"]
+
+
 async def test_next_takes_over_when_the_server_is_gone(autojump_clock: object) -> None:
     mesh = Neighbours()
     nodes = [mesh.add(standby=(), given=(M,)), mesh.add(), mesh.add()]

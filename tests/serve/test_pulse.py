@@ -136,6 +136,45 @@ async def test_image_may_take_long(autojump_clock: MockClock) -> None:
     assert trio.current_time() > 80
 
 
+class Slow(EchoEngine):
+    """Reads a prompt in one step, and answers nothing meanwhile."""
+
+    async def query(self, query: Query) -> Reply:
+        await trio.sleep(self.reading)
+        return await super().query(query)
+
+    reading = 300.0
+
+
+PROMPT = InferenceRequest(id=ASK.id, model=M, prompt=TextPrompt(text="word " * 480))
+
+
+async def test_first_prompt_of_a_slow_engine_is_read_to_its_end(autojump_clock: MockClock) -> None:
+    case = Case(Slow(LOAD, 0.0))
+    with case.pulse.working(PROMPT), trio.move_on_after(Slow.reading) as scope:
+        await case.pulse.watch()
+    assert scope.cancelled_caught
+
+
+async def test_slow_engine_is_not_given_up_again_and_again(autojump_clock: MockClock) -> None:
+    tempo, lives = Tempo(), list[float]()
+    tempo.read(1000, 1.0)  # it was fast once
+    for _ in range(3):
+        began = trio.current_time()
+        pulse = Pulse(Slow(LOAD, 0.0), M, tempo, lambda: None)
+        with pulse.working(PROMPT), trio.move_on_after(Slow.reading) as scope:
+            await pulse.watch()
+        with pulse.working(PROMPT) as work:
+            if scope.cancelled_caught:
+                work.hear(Delta(tokens=(1,)))
+        if scope.cancelled_caught:
+            break
+        lives.append(trio.current_time() - began)
+    assert lives == sorted(lives)
+    assert scope.cancelled_caught
+    assert tempo.slack.times == 1.0
+
+
 async def test_frozen_engine_with_nothing_to_do_disturbs_nobody(autojump_clock: MockClock) -> None:
     case = Case()
     case.engine.freeze()
