@@ -78,3 +78,8 @@ class Progress:
         """What the next node is asked; the request itself, as long as nothing was delivered."""
         resumed = [come.resume(choice) for choice, come in sorted(self._come.items())]
         return msgspec.structs.replace(self._request, resume=tuple(resumed))
+
+
+def are_exact(before: str, after: str) -> bool:
+    """Whether an engine of the second numerics goes on exactly as one of the first would have."""
+    return before == after and "exact" in before.split()

@@ -4,8 +4,13 @@ another where an answer breaks (attempts.py). Who could, candidates.py knows.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from functools import partial
 from itertools import count
 from typing import TypeVar
@@ -17,7 +22,9 @@ from p2p_mesh.core.estimates import Firsts
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.names import ModelId, PeerId, RequestId
 from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply
+from p2p_mesh.core.resumption import are_exact
 from p2p_mesh.core.routing import Candidate, answers, promising
+from p2p_mesh.core.share import Share
 from p2p_mesh.errors import (
     BrokenOff,
     EngineDied,
@@ -27,12 +34,12 @@ from p2p_mesh.errors import (
     RemoteError,
     RequestError,
     Unavailable,
-    UnknownModel,
 )
 from p2p_mesh.front.app import ModelCard
 from p2p_mesh.journal import Journal
 from p2p_mesh.node.attempts import Attempt, Broken, Lasting
 from p2p_mesh.node.candidates import Candidates
+from p2p_mesh.node.race import Race
 from p2p_mesh.serve.supervisor import Hosted
 
 Answer = AbstractAsyncContextManager[AsyncIterator[Delta]]
@@ -42,18 +49,27 @@ Look = Callable[[PeerId, Query], Awaitable[Reply]]
 T = TypeVar("T")
 
 MAX_TRIES = 4
-"""Nodes that one question is sent to at most, before the first delta or the reply."""
+"""Nodes that may fail one question, before the first delta or the reply,"""
+MAX_BUSY = 16
+"""and nodes that may say that they are busy."""
 
 PATIENCE = 10.0
 """Seconds that a broken answer waits for a node that could go on with it,"""
 LONGER = 60.0
 """and that it waits where one could, and is busy or loading."""
-AGAIN = 0.2
-"""Seconds until it looks again."""
+AGAIN, SELDOM = 0.2, 2.0
+"""Seconds until it looks again, at first and at last."""
+
+STREAMS = 64
+"""Requests of this node's clients to one peer at a time: as many as net/inference.py lets through,
+but for answers that broke elsewhere, which always find room there.
+"""
 
 _BUSY = (Overloaded, Loading)
-_HARMLESS = (Overloaded, Loading, UnknownModel, EngineDied)
-"""Errors of which a node tells itself: it lives, and its other models too."""
+_HARMLESS = (*_BUSY, EngineDied)
+"""Errors of which a node tells itself: it lives, and its other models too. A node that announces
+a model and does not know it is no better than one that is gone, until it announces again.
+"""
 
 
 class Answers:
@@ -75,6 +91,7 @@ class Answers:
         self._inventory = inventory
         self._journal = journal
         self._firsts = Firsts()
+        self._shares: dict[PeerId, Share] = {}
         self._queries = count()
 
     def models(self) -> tuple[ModelCard, ...]:
@@ -108,12 +125,12 @@ class Answers:
         self,
         question: InferenceRequest | Query,
         turn: RequestId,
-        attempt: Callable[[Candidate, Sequence[Candidate]], Awaitable[T]],
+        attempt: Callable[[Candidate, list[Candidate]], Awaitable[T]],
     ) -> T:
         """What the first of the candidates gives that gives anything."""
         failures: list[MeshError] = []
         left = self.candidates.of(question, turn)
-        while left and len(failures) < MAX_TRIES:
+        while left and _may_go_on(failures):
             candidate, *left = left
             try:
                 return await attempt(candidate, left)
@@ -144,8 +161,28 @@ class Answers:
             return self._here(candidate.model).generate(request, client)
         if self.ask is None:
             raise Unavailable("this node is not connected yet", retry_after=1.0)
+        if not request.resume:
+            stack.enter_context(self._shared(candidate, client))
         stack.enter_context(self.candidates.counted(candidate.peer, candidate.model))
         return self.ask(candidate.peer, request)
+
+    @contextmanager
+    def _shared(self, candidate: Candidate, client: str) -> Iterator[None]:
+        """One of the requests that may be under way to a peer, for a client. Raises Overloaded."""
+        assert candidate.peer is not None
+        share = self._shares.setdefault(candidate.peer, Share(STREAMS))
+        if not share.take(client):
+            wait = candidate.whole / max(candidate.slots, 1)
+            raise Overloaded(
+                f"{share.total} requests to {candidate.peer} are under way",
+                retry_after=min(60.0, max(1.0, wait)),
+            )
+        try:
+            yield
+        finally:
+            share.give(client)
+            if not share.total:
+                self._shares.pop(candidate.peer, None)
 
     def _here(self, model: ModelId) -> Hosted:
         hosted = self._hosted.get(model)
@@ -167,68 +204,54 @@ class Answers:
     # Two at a time
 
     async def _soonest(
-        self,
-        request: InferenceRequest,
-        client: str,
-        candidate: Candidate,
-        left: Sequence[Candidate],
+        self, request: InferenceRequest, client: str, candidate: Candidate, left: list[Candidate]
     ) -> Attempt:
         """The candidate's answer; or that of a second one, which is asked where no first token
-        comes for longer than usual, if it is faster. Raises the candidate's MeshErrors.
+        comes for longer than usual, if it is faster. Raises the candidate's MeshErrors. A second
+        one that failed is taken out of those that are left.
         """
+        first = partial(self._begin, request, client, candidate)
         tokens = self.candidates.sizes.tokens(request.model, request)
         bound = self._firsts.bound(request.model, tokens)
-        second = next((one for one in left if _is_spare(one)), None)
-        if bound is None or second is None:
-            return await self._begin(request, client, candidate)
-        first = partial(self._begin, request, client, candidate)
-        return await self._race(first, partial(self._late, bound, request, client, second))
+        if bound is None or not left:
+            return await first()
+        asked_at = trio.current_time()
+        late = partial(self._late, bound, request, client, candidate, left)
+        attempt = await Race(first, late, Attempt.close).run()
+        if attempt.candidate != candidate:  # how long the late one took at least
+            self._firsts.took(request.model, trio.current_time() - asked_at, tokens)
+        return attempt
 
     async def _late(
-        self, bound: float, request: InferenceRequest, client: str, candidate: Candidate
-    ) -> Attempt | None:
-        await trio.sleep(bound)
-        peer, model = candidate.peer, candidate.model
-        self._journal.info(
-            "answer_hedged", f"no first token of {model} after {bound:.1f} s: {peer} is asked too",
-            peer=peer, model=model, seconds=round(bound, 3),
-        )  # fmt: skip
-        try:
-            return await self._begin(request, client, candidate)
-        except MeshError as error:
-            self._failed(candidate, error)
-            return None
-
-    async def _race(
         self,
-        first: Callable[[], Awaitable[Attempt]],
-        second: Callable[[], Awaitable[Attempt | None]],
-    ) -> Attempt:
-        """Whichever begins first; the other is left. Raises what `first` does."""
-        won: list[Attempt] = []
-        failure: MeshError | None = None
+        bound: float,
+        request: InferenceRequest,
+        client: str,
+        first: Candidate,
+        left: list[Candidate],
+    ) -> Callable[[], Awaitable[Attempt | None]] | None:
+        await trio.sleep(bound)
+        peers = {one.peer for one in left}
+        now = self.candidates.of(request, request.id)
+        second = next((one for one in now if one.peer in peers and _is_spare(one)), None)
+        if second is None:
+            return None
+        self._journal.info(
+            "answer_hedged",
+            f"no first token of {first.model} after {bound:.1f} s: {second.peer} is asked too",
+            peer=second.peer, model=first.model, seconds=round(bound, 3),
+        )  # fmt: skip
+        return partial(self._beside, request, client, second, left)
 
-        async def beside(cancel: Callable[[], None]) -> None:
-            if (attempt := await second()) is not None:
-                won.append(attempt)
-                cancel()
-
+    async def _beside(
+        self, request: InferenceRequest, client: str, second: Candidate, left: list[Candidate]
+    ) -> Attempt | None:
+        left[:] = [one for one in left if one.peer != second.peer]
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(beside, nursery.cancel_scope.cancel)
-                try:
-                    won.append(await first())
-                except MeshError as error:
-                    failure = error
-                nursery.cancel_scope.cancel()
-        except BaseException:
-            await _close(won)
-            raise
-        await _close(won[1:])
-        if won:
-            return won[0]
-        assert failure is not None
-        raise failure
+            return await self._begin(request, client, second)
+        except MeshError as error:
+            self._failed(second, error)
+            return None
 
     # An answer that broke
 
@@ -242,7 +265,7 @@ class Answers:
             raise BrokenOff(f"the answer broke off after {said} tokens: {error}") from error
         attempt = await self._resumed(request, client, broken)
         peer = attempt.candidate.peer or self.candidates.me
-        is_exact = bool(candidate.numerics) and candidate.numerics == attempt.candidate.numerics
+        is_exact = are_exact(candidate.numerics, attempt.candidate.numerics)
         self._journal.info(
             "answer_resumed", f"{peer} goes on with {request.model} after {said} tokens",
             peer=peer, model=request.model, tokens=said, exact=is_exact,
@@ -250,7 +273,7 @@ class Answers:
         return attempt
 
     async def _resumed(self, request: InferenceRequest, client: str, broken: Broken) -> Attempt:
-        start, error = trio.current_time(), broken.error
+        start, error, pause = trio.current_time(), broken.error, AGAIN
         until = start + PATIENCE
         while trio.current_time() < until:
             left = self.candidates.resumers(request, broken.attempt.candidate, broken.failed)
@@ -259,15 +282,16 @@ class Answers:
                     with trio.move_on_at(start + LONGER):
                         return await self._begin(request, client, candidate)
                 except MeshError as failure:
-                    self._failed(candidate, failure)
-                    if isinstance(failure, _BUSY):
-                        until = start + LONGER
-                    else:
-                        broken.failed.add(candidate.peer)
                     error = failure
+                    if isinstance(failure, _BUSY):
+                        until = start + LONGER  # it says itself that it will do
+                    else:
+                        self._failed(candidate, failure)
+                        broken.failed.add(candidate.peer)
             if self.candidates.is_loading(request.model):
                 until = start + LONGER
-            await trio.sleep(AGAIN)
+            await trio.sleep(pause)
+            pause = min(pause * 1.5, SELDOM)
         raise BrokenOff(
             f"the answer broke off, and no other node goes on with it: {error}", retry_after=1.0
         ) from error
@@ -303,26 +327,27 @@ class Answers:
         )  # fmt: skip
 
 
+def _may_go_on(failures: Sequence[MeshError]) -> bool:
+    busy = sum(isinstance(error, _BUSY) for error in failures)
+    return len(failures) - busy < MAX_TRIES and busy < MAX_BUSY
+
+
 def _is_spare(candidate: Candidate) -> bool:
     """Whether it can be asked beside another: by a stream, and without queueing there."""
     is_free = candidate.ahead < candidate.slots
     return candidate.peer is not None and not candidate.suspect and is_free
 
 
-async def _close(attempts: Sequence[Attempt]) -> None:
-    with trio.CancelScope(shield=True):
-        for attempt in attempts:
-            await attempt.close()
-
-
 def _worst(failures: list[MeshError], model: ModelId) -> MeshError:
-    """What the client is told when no node answered: that the request is wrong, else to wait,
-    else that nobody could, and why the last one did not.
+    """What the client is told when no node answered: that the request is wrong, else to wait, and
+    for whom it must wait least; else that nobody could, and why the last one did not.
     """
-    for kind in (RequestError, Overloaded | Loading | EngineDied):
-        for error in reversed(failures):
-            if isinstance(error, kind):
-                return error
+    for error in reversed(failures):
+        if isinstance(error, RequestError):
+            return error
+    waits = [error for error in failures if isinstance(error, _HARMLESS)]
+    if waits:
+        return min(waits, key=lambda error: error.retry_after or 0.0)
     last = failures[-1]
     if type(last) is Unavailable:
         return Unavailable(f"no node answers for {model} now: {last}", retry_after=1.0)

@@ -13,7 +13,7 @@ Theory of operation:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
 import trio
@@ -24,11 +24,14 @@ from p2p_mesh.core.resumption import Progress
 from p2p_mesh.core.routing import Candidate, Course
 from p2p_mesh.errors import MeshError, RemoteError, RequestError
 
-END_PATIENCE = 5.0
+END_PATIENCE = 1.0
 """Seconds that a node has to end an answer of which all has come."""
 
 TIMES = 16
 """Breaks of one answer, after which it is given up."""
+
+BELIEVED = 2
+"""Peers that must say that a request is wrong, in the middle of its answer; one alone may lie."""
 
 
 class Attempt:
@@ -45,7 +48,7 @@ class Attempt:
         self.candidate = candidate
         self.asking = AsyncExitStack()
         """What keeps it asked: to leave it is to cancel the answer."""
-        self._course = Course(request)
+        self._course = Course(request, candidate.context)
         self._deltas = deltas
         self._first: Delta | None = None
         self._is_over = False
@@ -65,8 +68,9 @@ class Attempt:
     async def next(self) -> Delta | None:
         """The next delta; None at the end. Raises MeshErrors."""
         if self._is_over:
-            with trio.move_on_after(END_PATIENCE):
-                await anext(self._deltas, None)  # which ends it; what comes instead is dropped
+            # Which ends it; what comes instead is dropped, and so is the news that the node died.
+            with suppress(MeshError), trio.move_on_after(END_PATIENCE):
+                await anext(self._deltas, None)
             return None
         delta, self._first = self._first, None
         if delta is None:
@@ -106,7 +110,7 @@ class Lasting:
         self._attempt = attempt
         self._progress = Progress(request)
         self._failed: set[PeerId | None] = set()
-        self._breaks = 0
+        self._breaks = self._refusals = 0
         self._go_on = go_on
         self._learn = learn
 
@@ -117,8 +121,6 @@ class Lasting:
         while True:
             try:
                 delta = await self._attempt.next()
-            except RequestError:
-                raise  # the request's own mistake, which it is everywhere
             except MeshError as error:
                 await self._mend(error)
                 continue
@@ -132,7 +134,9 @@ class Lasting:
     async def _mend(self, error: MeshError) -> None:
         await self._attempt.close()
         self._breaks += 1
-        if self._breaks > TIMES:
+        if isinstance(error, RequestError):
+            self._refusals += 1 if self._attempt.candidate.peer else BELIEVED
+        if self._breaks > TIMES or self._refusals >= BELIEVED:
             raise error
         self._failed.add(self._attempt.candidate.peer)
         broken = Broken(self._attempt, error, self._progress, self._failed)

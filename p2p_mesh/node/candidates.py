@@ -16,19 +16,12 @@ from p2p_mesh.core.estimates import TokenSizes
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.load import PeerLoads
 from p2p_mesh.core.names import ModelId, PeerId, RequestId
-from p2p_mesh.core.records import InferenceRequest, ModelLoad, Query
+from p2p_mesh.core.records import Held, InferenceRequest, ModelLoad, Query
 from p2p_mesh.core.routing import Candidate, Serving, catalogue, needs, rank, resumers
 from p2p_mesh.errors import Loading, MeshError, RequestError, Unavailable, UnknownModel
 from p2p_mesh.front.app import ModelCard
-from p2p_mesh.serve.supervisor import Hosted
+from p2p_mesh.serve.supervisor import LACKS, Hosted
 
-_LACKS = {
-    "generate": "writes no text",
-    "embed": "makes no embeddings",
-    "rerank": "ranks no documents",
-    "vision": "takes no images",
-    "audio": "takes no sounds",
-}
 STARTING = 5.0
 """Seconds after which a client may ask again for a model that is on standby."""
 
@@ -118,6 +111,8 @@ class Candidates:
             ranked = self.of(request, request.id)
         except MeshError:  # nobody has the model any longer
             return ()
+        if needs(request) & _SENSES:  # with another projector, images are other rows
+            ranked = [one for one in ranked if one.numerics == broken.numerics]
         alike = partial(resumers, digest=broken.digest, numerics=broken.numerics)
         if found := alike(ranked, failed):
             return found
@@ -126,9 +121,11 @@ class Candidates:
         return alike(back, ()) or [one for one in back if one.peer == broken.peer]
 
     def is_loading(self, model: ModelId) -> bool:
-        """Whether this node will have the model soon."""
+        """Whether this node, or another, will have the model soon."""
         hosted = self._hosted.get(model)
-        return hosted is not None and hosted.state == "loading"
+        if hosted is not None and hosted.state == "loading":
+            return True
+        return any(held.loading and held.id == model for stock in self._stocks() for held in stock)
 
     def _ranked(
         self, able: Sequence[Serving], question: InferenceRequest | Query, turn: RequestId
@@ -183,20 +180,27 @@ class Candidates:
         return UnknownModel(f"there is no model {model!r} here; there are: {names}", param="model")
 
     def _is_held(self, model: ModelId) -> bool:
-        """Whether a node, perhaps this one, has the model and does not serve it yet."""
+        """Whether a node, perhaps this one, has the model and will serve it, now that it is
+        wanted, or once it has loaded another.
+        """
         return any(
-            held.id == model
-            for offer in self._inventory.offers()
-            if not self._inventory.is_suspect(offer.peer)
-            for held in offer.announcement.held
+            _is_named(held, model) and (not held.resting or any(one.loading for one in stock))
+            for stock in self._stocks()
+            for held in stock
         )
+
+    def _stocks(self) -> Iterator[tuple[Held, ...]]:
+        """What is on the disks of nodes that answer."""
+        for offer in self._inventory.offers():
+            if not self._inventory.is_suspect(offer.peer):
+                yield offer.announcement.held
 
     def _unable(self, model: ModelId, lacks: frozenset[str]) -> RequestError:
         lack = min(lacks)
         others = [card.id for card in self.models() if lack in card.capabilities]
         advice = f"models that do: {', '.join(others)}" if others else "no model here does"
         param = "messages" if lack in _SENSES else "model"
-        return RequestError(f"{model} {_LACKS[lack]}; {advice}", param=param)
+        return RequestError(f"{model} {LACKS[lack]}; {advice}", param=param)
 
     # What is learned from asking
 
@@ -229,3 +233,8 @@ class Candidates:
         """The peer is gone; what it had in its cache too."""
         self.loads.forget(peer)
         self._prefixes.forget(peer)
+
+
+def _is_named(held: Held, name: ModelId) -> bool:
+    """Whether a name means this file: its id alone, or with the first digits of its digest."""
+    return name == held.id or bool(held.digest and name == f"{held.id}@{held.digest[:8]}")

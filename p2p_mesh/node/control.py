@@ -29,6 +29,7 @@ from p2p_mesh.core.names import Digest, PeerId
 from p2p_mesh.core.records import Held
 from p2p_mesh.errors import LocalError, UnknownModel
 from p2p_mesh.journal import Journal
+from p2p_mesh.node.membership import STARTING
 from p2p_mesh.serve.supervisor import Hosted
 from p2p_mesh.state.owner import owner_key
 
@@ -95,7 +96,7 @@ class Control:
     async def order(self, peer: str, command: Command) -> dict[str, Any]:
         """Has a node do what its owner orders, whose key is on this machine; its report."""
         if self.network is None:
-            raise LocalError("the node is still starting; try again in a second")
+            raise LocalError(STARTING)
         key = await trio.to_thread.run_sync(owner_key, self._directory)
         report = await self.network.order(PeerId(peer), command, key)
         return {"models": [msgspec.structs.asdict(one) for one in report.models]}

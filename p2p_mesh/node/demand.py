@@ -19,7 +19,9 @@ from p2p_mesh.core.demand import (
     Tally,
     read,
 )
+from p2p_mesh.core.invite import author_of
 from p2p_mesh.core.names import ModelId, PeerId
+from p2p_mesh.core.records import Role
 from p2p_mesh.core.wire import encode
 from p2p_mesh.errors import MeshError
 from p2p_mesh.journal import Journal
@@ -89,13 +91,13 @@ class Demanded:
         nursery.start_soon(self.tell, publish)
 
     def _receive(self, voice: Voice, _: PeerId, envelope: bytes) -> bool:
-        self.heard(*voice.unseal(TOPIC, envelope))
+        author, payload = voice.unseal(TOPIC, envelope)
+        self.heard(author, payload, role=author_of(envelope).role)
         return True
 
-    def heard(self, author: PeerId, payload: bytes) -> None:
+    def heard(self, author: PeerId, payload: bytes, *, role: Role = "member") -> None:
         """Folds in what another node reports. Raises RemoteError."""
-        now = self._clock()
-        self._demand.apply(read(author, payload, now), now)
+        self._demand.apply(read(author, payload, self._clock(), role=role))
 
     async def tell(self, publish: Callable[[bytes], Awaitable[None]]) -> None:
         """Publishes this node's reports until cancelled; nothing while nothing is wanted here."""

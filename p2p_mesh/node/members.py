@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2p_mesh import __version__
 from p2p_mesh.core import inventory as announcements
+from p2p_mesh.core.allowance import Allowance
 from p2p_mesh.core.inventory import Inventory, Offer
 from p2p_mesh.core.invite import Credential, Invite, Member, author_of
 from p2p_mesh.core.names import PeerId
@@ -37,6 +38,14 @@ SETTLE = 0.1
 
 GAP = 1.0
 """Seconds between two announcements, at least: what flaps is not told each time."""
+
+BURST = 8
+"""Announcements of one author that are taken at once, since some are late, and as many in"""
+REFILL = BURST * GAP / 2
+"""seconds: twice as often as anybody makes one."""
+
+MAX_NOTED = 8
+"""Models of one announcement that are told of, where it brings many."""
 
 Answer = AbstractAsyncContextManager[AsyncIterator[Delta]]
 
@@ -117,6 +126,8 @@ class Members:
         self._heard_load = heard_load
         self._forget = forget
         self._changed = changed
+        self._paces: dict[PeerId, Allowance] = {}
+        """How often each author may still be heard."""
 
     def snapshot(self) -> Sequence[bytes]:
         return [offer.envelope for offer in self._inventory.offers()]
@@ -129,10 +140,16 @@ class Members:
         return self._inventory.holds(envelope)
 
     def heard(self, envelope: bytes) -> bool:
-        """Folds an envelope in; True, since it is valid. Raises RemoteError where it is not."""
-        offer = announcements.read(envelope, self._mesh_key, self._clock(), self.revocation)
+        """Folds an envelope in; False where its author says more than it may, so that it goes no
+        further. Raises RemoteError where it is not valid.
+        """
+        now = self._clock()
+        offer = announcements.read(envelope, self._mesh_key, now, self.revocation)
         known = self._inventory.get(offer.peer)
-        if self._inventory.apply(offer):
+        if self._inventory.is_news(offer):
+            if not self._paces.setdefault(offer.peer, Allowance(BURST, REFILL)).take(now):
+                return False
+            self._inventory.apply(offer)
             self._note(offer, known)
             self._changed()
         return True
@@ -178,6 +195,7 @@ class Members:
         for offer in self._inventory.offers():
             if self.is_out() or revoked.is_revoked(author_of(offer.envelope)):
                 self._inventory.forget(offer.peer)
+                self._paces.pop(offer.peer, None)
                 self._forget(offer.peer)
                 if self.know is not None:
                     self.know(offer.peer, ())
@@ -200,6 +218,7 @@ class Members:
     def expire(self) -> None:
         """Forgets the members whose announcements have lapsed."""
         for peer in self._inventory.expire(self._clock()):
+            self._paces.pop(peer, None)
             self._forget(peer)
             if self.know is not None:
                 self.know(peer, ())
@@ -211,12 +230,12 @@ class Members:
         if known and known.announcement.sequence[0] != offer.announcement.sequence[0]:
             self._forget(offer.peer)  # it was started again, and remembers nothing
         before = {model.id for model in known.announcement.models} if known else set()
-        for model in offer.announcement.models:
-            if model.id not in before:
-                name = offer.announcement.name
-                self._journal.info(
-                    "model_offered", f"{name} serves {model.id}", model=model.id, peer=offer.peer
-                )
+        new = [model.id for model in offer.announcement.models if model.id not in before]
+        for model in new[:MAX_NOTED]:
+            self._journal.info(
+                "model_offered", f"{offer.announcement.name} serves {model}",
+                model=model, peer=offer.peer,
+            )  # fmt: skip
 
 
 async def announce(

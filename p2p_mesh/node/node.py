@@ -25,7 +25,7 @@ from p2p_mesh.core.control import read_owner
 from p2p_mesh.core.inventory import Inventory, pause
 from p2p_mesh.core.invite import MAX_SEEDS, Ticket, check
 from p2p_mesh.core.names import ModelId, PeerId
-from p2p_mesh.core.records import Held, InferenceRequest, ModelLoad, Query, Reply, Resources, Role
+from p2p_mesh.core.records import InferenceRequest, ModelLoad, Query, Reply, Resources, Role
 from p2p_mesh.errors import LocalError, SettingsError, UnknownModel
 from p2p_mesh.journal import Journal
 from p2p_mesh.node.answers import Answer, Answers
@@ -160,15 +160,6 @@ class Node:
     def measured(self) -> Resources:
         return self.models.measured()
 
-    def held(self) -> tuple[Held, ...]:
-        return self.models.held()
-
-    async def load(self, reference: str) -> Hosted:
-        return await self.models.load(reference)
-
-    async def unload(self, reference: str) -> None:
-        await self.models.unload(reference)
-
     def status(self) -> dict[str, Any]:
         return status(self, time.time())
 
@@ -298,7 +289,7 @@ class Node:
         served = [found for one in self.hosted.values() if (found := one.served()) is not None]
         envelope = announcer.make(
             served, self.measured(), network.addresses(), time.time(),
-            held=self.held()[: max(0, MODELS - len(served))],
+            held=self.models.held()[: max(0, MODELS - len(served))],
             members=len(self.inventory),
         )  # fmt: skip
         assert self.members is not None

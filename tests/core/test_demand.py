@@ -4,6 +4,7 @@ import itertools
 import math
 from contextlib import suppress
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -128,7 +129,7 @@ def test_report_is_repeated_for_whoever_is_new() -> None:
 def test_in_a_crowd_each_reports_less_often() -> None:
     reporter, demand = Reporter(1.0), Demand()
     for number in range(300):
-        demand.apply(heard(PeerId(f"peer-{number}")), NOW)
+        demand.apply(heard(PeerId(f"peer-{number}")))
     assert len(demand) == 300
     reporter.adapt(len(demand))
     first = reporter.next({M: 1.0}, (), NOW)
@@ -186,28 +187,28 @@ def test_wish_counts_at_a_constant_rate() -> None:
 
 def test_rates_are_summed_over_nodes_and_decay() -> None:
     demand = Demand()
-    assert demand.apply(heard(ALICE, rate=8.0), NOW)
-    assert demand.apply(heard(BOB, rate=2.0), NOW)
+    assert demand.apply(heard(ALICE, rate=8.0))
+    assert demand.apply(heard(BOB, rate=2.0))
     assert demand.totals(NOW) == {M: 10.0}
     assert demand.totals(NOW + 30)[M] == pytest.approx(10 / math.sqrt(2))
 
 
 def test_report_expires() -> None:
     demand = Demand()
-    demand.apply(heard(), NOW)
+    demand.apply(heard())
     assert demand.totals(NOW + LIFETIME - 0.1)
     assert demand.totals(NOW + LIFETIME) == {}
     demand.expire(NOW + LIFETIME)
-    assert demand.apply(heard(), NOW + LIFETIME)
+    assert demand.apply(heard())
 
 
 def test_older_report_changes_nothing() -> None:
     demand = Demand()
-    demand.apply(heard(count=2, rate=4.0), NOW)
-    assert not demand.apply(heard(count=1, rate=90.0), NOW)
-    assert not demand.apply(heard(count=2, rate=4.0, now=NOW + 20), NOW + 20)
+    demand.apply(heard(count=2, rate=4.0))
+    assert not demand.apply(heard(count=1, rate=90.0))
+    assert not demand.apply(heard(count=2, rate=4.0, now=NOW + 20))
     assert demand.totals(NOW) == {M: 4.0}
-    assert demand.apply(heard(boot=1_000_000_001, count=1, rate=1.0), NOW)
+    assert demand.apply(heard(boot=1_000_000_001, count=1, rate=1.0))
 
 
 def test_relaying_does_not_revive_a_report() -> None:
@@ -223,15 +224,44 @@ def test_report_from_the_future_is_refused(given: dict[str, float]) -> None:
         heard(**given)  # type: ignore[arg-type]
 
 
-def test_authors_past_the_limit_wait_for_others_to_lapse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_AUTHORS", 1)
+def test_newcomer_takes_the_place_of_whose_report_lapses_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_AUTHORS", 2)
     demand = Demand()
-    demand.apply(heard(ALICE), NOW)
-    assert not demand.apply(heard(BOB), NOW)
-    assert demand.apply(heard(ALICE, count=2), NOW)
-    late = NOW + LIFETIME + 1
-    assert demand.apply(heard(BOB, now=late, issued_at=late), late)
-    assert demand.totals(late) == {M: 8.0}
+    for author, now in ((ALICE, NOW - 5), (BOB, NOW - 9), (PeerId("carol"), NOW)):
+        assert demand.apply(heard(author, now))
+    assert [author for author in (ALICE, BOB) if author in demand._held] == [ALICE]
+    assert demand.apply(heard(ALICE, count=2))
+    assert len(demand) == 2
+
+
+def test_reports_take_so_many_bytes_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = heard().size
+    monkeypatch.setattr(module, "MAX_BYTES", 3 * size)
+    demand = Demand()
+    for number in range(9):
+        assert demand.apply(heard(PeerId(f"peer-{number}"), issued_at=NOW - number))
+        assert demand._bytes == size * len(demand) <= 3 * size
+    demand.expire(NOW + LIFETIME)
+    assert demand._bytes == len(demand) == 0
+
+
+def test_no_report_is_kept_as_it_came() -> None:
+    payload = encode(report())
+    one = read(ALICE, payload, NOW)
+    assert payload not in [getattr(one, name) for name in one.__slots__]
+    assert one.digest != heard(rate=9.0).digest
+
+
+@pytest.mark.parametrize(("role", "most"), [("member", 600.0), ("client", 60.0)])
+def test_single_author_counts_so_much_at_most(role: Any, most: float) -> None:
+    demand = Demand()
+    demand.apply(read(ALICE, encode(report(rate=1e6)), NOW, role=role))
+    assert demand.totals(NOW) == {M: most}
+    assert demand.totals(NOW + HALF_LIFE / 2)[M] == pytest.approx(most / math.sqrt(2))
+    demand.apply(heard(BOB, rate=2.0))
+    assert demand.totals(NOW) == {M: most + 2.0}
 
 
 @given(st.binary(max_size=300))
@@ -272,7 +302,7 @@ def test_order_and_repetition_change_nothing(
     for order in (reports, shuffled):
         demand = Demand()
         for one in order:
-            demand.apply(one, NOW)
+            demand.apply(one)
         views.append(demand.totals(NOW + later))
     assert views[0] == views[1]
 
@@ -281,7 +311,7 @@ def test_order_and_repetition_change_nothing(
 def test_totals_never_grow_by_waiting(reports: list[Heard], first: float, more: float) -> None:
     demand = Demand()
     for one in reports:
-        demand.apply(one, NOW)
+        demand.apply(one)
     before, after = demand.totals(NOW + first), demand.totals(NOW + first + more)
     assert all(rate <= before[model] * (1 + 1e-9) for model, rate in after.items())
 
@@ -296,10 +326,10 @@ def test_reports_keep_their_distance_and_the_others_believe_what_is_so(waits: li
         tally.count(M, now)
         if (one := reporter.next(tally.rates(now), (), now)) is not None:
             said.append(now)
-            demand.apply(read(ALICE, encode(one), now), now)
+            demand.apply(read(ALICE, encode(one), now))
     assert all(b - a >= GAP for a, b in itertools.pairwise(said))
     end = now + GAP
     if (one := reporter.next(tally.rates(end), (), end)) is not None:
-        demand.apply(read(ALICE, encode(one), end), end)
+        demand.apply(read(ALICE, encode(one), end))
     mine, theirs = tally.rates(end).get(M, 0.0), demand.totals(end).get(M, 0.0)
     assert abs(mine - theirs) <= max(0.56, theirs / 4 + 0.06)

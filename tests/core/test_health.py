@@ -26,10 +26,8 @@ from p2p_mesh.core.health import (
     ROUND,
     SILENCE,
     TICK,
-    WITHIN,
     Action,
     Actions,
-    Allowance,
     Down,
     Drop,
     Health,
@@ -393,11 +391,19 @@ def test_round_trip_is_smoothed() -> None:
     assert world.health.rtt(A) == pytest.approx(0.125)
 
 
-def test_allowance_fills_up_again() -> None:
-    allowance = Allowance(4)
-    assert [allowance.take(0.0) for _ in range(5)] == [True] * 4 + [False]
-    assert allowance.take(WITHIN / 4)
-    assert not allowance.take(WITHIN / 4)
+def test_silent_connection_that_answers_while_it_is_dropped_is_still_known() -> None:
+    world = World(A)
+    world.health.failed(A, "it does not answer", world.now)
+    world.silent.add(A)
+    world.run(HOPELESS + SILENCE + 2 * TICK)
+    assert world.of(Drop, A)
+    assert world.health.is_connected(A)
+    world.silent.clear()
+    world.take(world.health.alive(A, world.now))
+    world.run(2 * ROUND)  # each look at the others goes through it
+    world.take(world.health.parted(A, "it was dropped", world.now))
+    assert not world.health.is_connected(A)
+    assert world.health.is_suspect(A)
 
 
 @pytest.mark.parametrize("message", [Ping(number=1), Pong(number=1), Down(peer=A)])

@@ -144,11 +144,56 @@ def test_suspect_is_trusted_again() -> None:
     assert not inventory.is_suspect(PeerId("a"))
 
 
-def test_inventory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newcomer_takes_the_place_of_who_lapses_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_MEMBERS", 2)
     inventory = Inventory()
-    assert [inventory.apply(offer(peer, 1)) for peer in "abc"] == [True, True, False]
+    for peer, expires in (("a", NOW + 60), ("b", NOW + 50), ("c", NOW + 70)):
+        assert inventory.apply(offer(peer, 1, expires=expires))
+    assert [one.peer for one in inventory.offers()] == ["a", "c"]
     assert inventory.apply(offer("a", 2))
+    assert inventory.expire(NOW) == ("b",)  # whoever keeps more of it is told
+    assert inventory.expire(NOW) == ()
+
+
+def test_envelopes_take_so_many_bytes_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    monkeypatch.setattr(module, "MAX_BULK", 400)
+    monkeypatch.setattr(module, "BULKY", 100)
+    inventory = Inventory()
+    sizes = [80, 150, 90, 200, 100, 180, 300] * 9
+    for place, size in enumerate(sizes):
+        body = bytes([place]) * size
+        assert inventory.apply(offer(f"{place % 40}", 1 + place, body, NOW + place))
+        kept = [len(one.envelope) for one in inventory.offers()]
+        assert sum(kept) == inventory._bytes <= 1000
+        assert sum(one for one in kept if one > 100) == inventory._bulk <= 400
+        assert inventory.holds(body)
+    assert sum(one <= 100 for one in kept) >= 6  # those that say much have taken no room of theirs
+
+
+def test_what_was_said_before_brings_nobody_back() -> None:
+    inventory = Inventory()
+    inventory.apply(offer("a", 1, b"long", NOW + 3600))
+    inventory.apply(offer("a", 2, b"short", NOW + 60))
+    assert inventory.expire(NOW + 60) == ("a",)
+    assert not inventory.apply(offer("a", 1, b"long", NOW + 3600))
+    assert not inventory.apply(offer("a", 2, b"short", NOW + 120))
+    inventory.expire(NOW + 3599)
+    assert not inventory.apply(offer("a", 1, b"long", NOW + 3600))
+    assert inventory.apply(offer("a", 3, b"new", NOW + 3660))
+    inventory.forget(PeerId("a"))
+    assert not inventory.apply(offer("a", 3, b"new", NOW + 7200))
+    assert inventory.expire(NOW + 7200) == ()
+    assert not inventory._past
+    assert not inventory._lasts
+
+
+def test_few_sequences_of_the_forgotten_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_MEMBERS", 3)
+    inventory = Inventory()
+    for number in range(20):
+        inventory.apply(offer(str(number), 1))
+    assert len(inventory._past) == len(inventory._lasts) == 3
 
 
 def test_small_mesh_announces_often_and_a_large_one_seldom() -> None:

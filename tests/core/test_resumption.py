@@ -15,7 +15,7 @@ from p2p_mesh.core.records import (
     TokenLogprob,
     Usage,
 )
-from p2p_mesh.core.resumption import Progress
+from p2p_mesh.core.resumption import Progress, are_exact
 
 ASKED = InferenceRequest(
     id=RequestId("r"), model=ModelId("m"), prompt=TextPrompt(text="hello"), choices=2
@@ -96,3 +96,10 @@ def test_what_does_not_follow_from_tokens_cannot_be_gone_on_with(
 ) -> None:
     asked = msgspec.structs.replace(ASKED, **more)
     assert come(delta, asked=asked).is_resumable is is_resumable
+
+
+def test_only_equal_numerics_that_say_so_are_exact() -> None:
+    assert are_exact("build 1 exact cpu", "build 1 exact cpu")
+    assert not are_exact("build 1 exact cpu", "build 2 exact cpu")
+    assert not are_exact("build 1 usual cpu", "build 1 usual cpu")
+    assert not are_exact("", "")

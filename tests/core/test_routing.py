@@ -33,6 +33,8 @@ from p2p_mesh.core.records import (
 )
 from p2p_mesh.core.routing import (
     COMPANY,
+    ENDLESS,
+    SPARE_TOKENS,
     Candidate,
     Course,
     Serving,
@@ -309,11 +311,23 @@ PAIR = {"choices": 2}
 SHORT = {"max_tokens": 4}
 
 
-def course(deltas: list[Delta], **more: Any) -> None:
+def course(deltas: list[Delta], *, context: int = 0, **more: Any) -> None:
     request = InferenceRequest(id=R, model=M, prompt=TextPrompt(text="x"), **more)
-    steps = Course(request)
+    steps = Course(request, context)
     for delta in deltas:
         steps.check(delta)
+
+
+@pytest.mark.parametrize("more", [{}, {"echo": True}, {"echo": True, "max_tokens": 1}])
+@pytest.mark.parametrize(("context", "most"), [(100, 100), (0, ENDLESS)])
+def test_answer_without_a_limit_ends_with_the_context(
+    more: dict[str, Any], context: int, most: int
+) -> None:
+    most = 2 * most + SPARE_TOKENS
+    many = Delta(tokens=(1,) * 64)
+    course([many] * (most // 64), context=context, **more)
+    with pytest.raises(RemoteError, match="far more"):
+        course([many] * (most // 64 + 1), context=context, **more)
 
 
 LOGGED = Delta(logprobs=(TokenLogprob(token=1, logprob=-1.0, top=((1, b"", -1.0),)),))

@@ -335,6 +335,18 @@ async def test_model_on_a_disk_is_one_that_loads() -> None:
         await case.text("big")
 
 
+@pytest.mark.parametrize(("loads", "error"), [(True, Loading), (False, UnknownModel)])
+async def test_model_that_rests_is_one_that_loads_once_another_has(
+    loads: bool, error: type[MeshError]
+) -> None:
+    case = Case({"a": silent})
+    held = (Held(id=ModelId("big"), resting=True), Held(id=ModelId("other"), loading=loads))
+    announcement = msgspec.structs.replace(offer("a", "m").announcement, held=held)
+    case.inventory.apply(Offer(PeerId("a"), announcement, b"newer", 60.0))
+    with pytest.raises(error):
+        await case.text("big")
+
+
 async def test_nothing_is_unknown_while_the_node_joins() -> None:
     case = Case({})
     case.answers.candidates.is_joining = True

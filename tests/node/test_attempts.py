@@ -15,6 +15,7 @@ from p2p_mesh.core.inventory import Inventory, Offer
 from p2p_mesh.core.names import Digest, ModelId, PeerId, RequestId
 from p2p_mesh.core.records import (
     Announcement,
+    ChatPrompt,
     Delta,
     InferenceRequest,
     ModelLoad,
@@ -25,7 +26,7 @@ from p2p_mesh.core.records import (
 )
 from p2p_mesh.errors import BrokenOff, EngineDied, Overloaded, RequestError, Unavailable
 from p2p_mesh.journal import Entry, Journal
-from p2p_mesh.node.answers import PATIENCE, Answers
+from p2p_mesh.node.answers import PATIENCE, STREAMS, Answers
 from p2p_mesh.node.attempts import TIMES
 
 WORDS = ["a1", "b2", "c3", "d4", "e5", "f6"]
@@ -287,3 +288,94 @@ async def test_leaving_an_answer_leaves_both_nodes(autojump_clock: trio.testing.
         await world.text()
     assert slower.asked
     assert (slow.under_way, slower.under_way) == (0, 0)
+
+
+async def test_a_node_that_dies_after_the_last_word_is_not_missed() -> None:
+    class Dies(Speaker):
+        async def _speak(self, request: InferenceRequest) -> AsyncIterator[Delta]:
+            async for delta in super()._speak(request):
+                yield delta
+            raise Unavailable("gone before it said the end")
+
+    other = Speaker()
+    assert await World(Dies(), a=other).text() == WHOLE
+    assert not other.asked
+
+
+async def test_one_peer_alone_cannot_refuse_an_answer_that_has_begun() -> None:
+    wrong = RequestError("no such grammar")
+    first, second = Speaker(fails_after=2, error=wrong), Speaker()
+    world = World(a=first, b=second)
+    world.inventory.suspect(PeerId("b"))
+    assert await world.text() == WHOLE
+    second.fails_after, second.error = 1, wrong
+    with pytest.raises(RequestError):
+        await world.text()
+
+
+async def test_a_second_node_that_failed_is_not_asked_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    slow, broken = Speaker(), Speaker(fails_after=0)
+    world = World(slow, a=broken)
+    await usual(world, [slow, broken])
+    slow.pause, slow.fails_after = 5.0, 0
+    with pytest.raises(Unavailable):
+        await world.text()
+    assert len(broken.asked) == 1
+
+
+async def test_a_second_node_goes_on_where_the_first_fails_meanwhile(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    slow, second = Speaker(), Speaker()
+    world = World(slow, a=second)
+    await usual(world, [slow, second])
+    slow.pause, slow.fails_after, second.pause = 5.0, 0, 8.0
+    assert await world.text() == WHOLE
+    assert len(second.asked) == 1
+
+
+async def test_one_client_does_not_take_all_that_a_peer_lets_through(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    peer = Speaker()
+    world = World(a=peer)
+    peer.pause = 1.0
+    refused: list[str] = []
+
+    async def ask(client: str) -> None:
+        try:
+            async with world.answers.answer(ASKED, client) as deltas:
+                async for _ in deltas:
+                    pass
+        except Overloaded:
+            refused.append(client)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, "modest")
+        await trio.sleep(0.1)
+        for _ in range(STREAMS):
+            nursery.start_soon(ask, "greedy")
+        await trio.sleep(0.1)
+        nursery.start_soon(ask, "modest")
+    assert set(refused) == {"greedy"}
+
+
+async def test_images_go_on_only_through_the_same_projector(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    sees = msgspec.structs.replace(MODEL, capabilities=("generate", "vision"))
+    first, other, same = Speaker(fails_after=2), Speaker(), Speaker()
+    world = World(a=first, b=other, c=same)
+    for peer, numerics in (
+        ("a", "exact mmproj=1"),
+        ("b", "exact mmproj=2"),
+        ("c", "exact mmproj=1"),
+    ):
+        world.announce(peer, msgspec.structs.replace(sees, numerics=numerics), 2)
+    for peer in "bc":
+        world.inventory.suspect(PeerId(peer))
+    picture = ChatPrompt(messages=({"role": "user", "content": [{"type": "image_url"}]},))
+    assert await world.text(msgspec.structs.replace(ASKED, prompt=picture)) == WHOLE
+    assert (len(other.asked), len(same.asked)) == (0, 1)

@@ -131,6 +131,16 @@ async def test_rates_of_others_are_added_to_ours(autojump_clock: object) -> None
         mine.heard(PeerId("bob"), b"\xff")
 
 
+async def test_client_counts_for_less_than_a_member(autojump_clock: object) -> None:
+    mine = demanded(tuple[ModelId, ...])
+    for role, most in (("client", 60.0), ("member", 660.0)):
+        report = DemandReport(
+            sequence=(1, 1), issued_at=START, lifetime=60, rates=(Rate(model=M, rate=1e6),),
+        )  # fmt: skip
+        mine.heard(PeerId(role), encode(report), role=role)  # type: ignore[arg-type]
+        assert mine.rates() == {M: pytest.approx(most, rel=0.01)}
+
+
 def voice(node: Node) -> Voice:
     return Voice(node.identity.key, node.credential, node.mesh_key, node.now)
 

@@ -120,6 +120,42 @@ def test_model_is_told_of_once() -> None:
     assert len(case.said) == 1
 
 
+def test_author_that_never_stops_is_heard_now_and_then() -> None:
+    case, mine = Case(), announcer()
+    taken = 0
+    for _ in range(100):
+        case.now += 0.1
+        envelope = mine.make([], RESOURCES, [], NOW)
+        goes_on = case.members.heard(envelope)
+        assert case.members.holds(envelope) == goes_on
+        taken += goes_on
+    assert taken <= module.BURST + 10 / (module.GAP / 2)
+    case.now += module.REFILL
+    assert case.members.heard(mine.make([], RESOURCES, [], NOW))
+
+
+def test_repetition_is_no_haste() -> None:
+    case, mine = Case(), announcer()
+    first, second = (mine.make([], RESOURCES, [], NOW) for _ in range(2))
+    case.members.heard(second)
+    assert all(case.members.heard(one) for one in [first, second] * 50)
+
+
+def test_author_that_lapsed_is_paced_no_more() -> None:
+    case = Case()
+    case.members.heard(announcer().make([TINY], RESOURCES, [], NOW))
+    case.now += lifetime(1)
+    case.members.expire()
+    assert not case.members._paces
+
+
+def test_few_models_of_one_announcement_are_told_of() -> None:
+    case = Case()
+    many = [ServedModel(id=ModelId(f"m{n}"), context=8, slots=1) for n in range(100)]
+    case.members.heard(announcer().make(many, RESOURCES, [], NOW))
+    assert len(case.said) == module.MAX_NOTED
+
+
 def test_own_announcement_is_no_news() -> None:
     case = Case()
     case.members.keep(announcer().make([TINY], RESOURCES, [], NOW))

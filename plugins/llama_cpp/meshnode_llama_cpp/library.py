@@ -71,14 +71,23 @@ def devices() -> list[Device]:
     return [known for device in found if (known := _accelerator(base, device))]
 
 
-def numerics(device: str, rows: int, *, kv_type: str, exact: bool) -> str:
-    """What floating point depends on, in one line. Where it says `exact`, equal lines mean equal
+def numerics(
+    device: str, rows: int, *, kv_type: str, exact: bool, projector: Path | None = None
+) -> str:
+    """What floating point depends on, in one line; with a projector, images depend on its file. Where it says `exact`, equal lines mean equal
     answers; elsewhere an answer also depends on what is computed beside it.
     """
     features = zlib.crc32(L.llama_print_system_info())
     version = f"llama.cpp {L.llama_version().decode()} ({llama_cpp.__version__})"
     kind = "exact" if exact else "usual"
-    return f"{version} {features:08x} kv={kv_type} rows={rows} {kind} {device}"[:256]
+    eyes = "" if projector is None else f" mmproj={_fingerprint(projector)}"
+    return f"{version} {features:08x} kv={kv_type} rows={rows} {kind} {device}{eyes}"[:256]
+
+
+def _fingerprint(path: Path) -> str:
+    """Tells two projectors apart; a whole digest would take as long as to load one."""
+    with path.open("rb") as file:
+        return f"{path.stat().st_size:x}-{zlib.crc32(file.read(1 << 20)):08x}"
 
 
 def _open(folder: Path, name: str) -> ctypes.CDLL:

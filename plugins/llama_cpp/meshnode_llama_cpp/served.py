@@ -177,6 +177,7 @@ class Writer:
             self._limits.rows,
             kv_type=command.kv_type,
             exact=command.deterministic,
+            projector=Path(command.projector) if command.projector else None,
         )
 
 

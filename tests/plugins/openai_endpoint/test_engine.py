@@ -194,6 +194,20 @@ async def test_leaving_an_answer_closes_its_stream() -> None:
         assert foreign.streams[0].closed.is_set()
 
 
+async def test_answer_may_be_left_in_another_task() -> None:
+    foreign = Foreign(**{CHAT: [said("a"), trio.Event()]})
+    async with opened(foreign) as (engine, _):
+        answer = engine.generate(chat())
+
+        async def begin() -> None:
+            assert await anext(await answer.__aenter__()) == Delta(text="a")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(begin)
+        await answer.__aexit__(None, None, None)
+        assert foreign.streams[0].closed.is_set()
+
+
 async def test_engine_ends_when_its_server_is_gone() -> None:
     foreign = Foreign(**{CHAT: REFUSED})
     async with opened(foreign) as (engine, server):
