@@ -70,7 +70,8 @@ class Console(Protocol):
 
     async def revoke(self, text: str) -> dict[str, Any]:
         """Takes an invite back, or a peer's membership: the `version` of the revocation, and the
-        `peers` that are out. Raises LocalError.
+        `peers` that are out, and the id of the `invite` that lets nobody in any more, or None.
+        Raises LocalError.
         """
         ...
 

@@ -7,6 +7,7 @@ node whose clients have left need not say so. Reports travel in envelopes of the
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from p2p_mesh.core.names import ModelId, PeerId
-from p2p_mesh.core.records import Count, Record
+from p2p_mesh.core.records import Count, Record, Role
 from p2p_mesh.core.wire import decode
 from p2p_mesh.errors import Refused
 
@@ -55,6 +56,13 @@ MAX_RATES = 32
 MAX_WISHES = 16
 MAX_AUTHORS = 10_000
 MAX_ENVELOPE = 64 << 10
+MAX_BYTES = 32 << 20
+"""Of all reports that are kept, as they came."""
+
+MOST: Mapping[Role, float] = {"member": 600.0, "client": 60.0}
+"""Requests a minute of one model that a single author counts for at most, whatever it says: else
+one of them could steer every standby.
+"""
 
 _ONE = math.log(2) * 60.0 / HALF_LIFE
 """What one request adds to a rate: then n requests a minute, for long, are a rate of n."""
@@ -191,12 +199,16 @@ class Heard:
 
     author: PeerId
     report: DemandReport
-    payload: bytes
     at: float
     expires: float
+    size: int
+    digest: bytes
+    """Of the report as it came."""
+    most: float = MOST["member"]
+    """Of each rate, so much counts."""
 
 
-def read(author: PeerId, payload: bytes, now: float) -> Heard:
+def read(author: PeerId, payload: bytes, now: float, *, role: Role = "member") -> Heard:
     """What an author, whose envelope was checked, reports. Raises RemoteError."""
     report: DemandReport = decode(payload, DemandReport)
     if max(report.issued_at, report.sequence[0] / 1000) > now + SKEW:
@@ -204,7 +216,11 @@ def read(author: PeerId, payload: bytes, now: float) -> Heard:
     at = min(now, report.issued_at + SKEW)
     if at + report.lifetime <= now:
         raise Refused("a report of demand that has lapsed")
-    return Heard(author, report, payload, at, at + report.lifetime)
+    digest = hashlib.blake2b(payload, digest_size=16).digest()
+    return Heard(
+        author, report, at, at + report.lifetime,
+        size=len(payload), digest=digest, most=MOST[role],
+    )  # fmt: skip
 
 
 class Demand:
@@ -212,18 +228,26 @@ class Demand:
 
     def __init__(self) -> None:
         self._held: dict[PeerId, Heard] = {}
+        self._bytes = 0
 
-    def apply(self, heard: Heard, now: float) -> bool:
-        """Takes a report in; True if it was news. Gossip repeats, so a report replaces."""
+    def apply(self, heard: Heard) -> bool:
+        """Takes a report in; True if it was news. Gossip repeats, so a report replaces. Where there
+        is no more room, those go that would lapse soonest: nobody new is shut out.
+        """
         held = self._held.get(heard.author)
         if held is not None and _newness(held) >= _newness(heard):
             return False
-        if held is None and len(self._held) >= MAX_AUTHORS:
-            self.expire(now)
-            if len(self._held) >= MAX_AUTHORS:
-                return False
+        if held is not None:
+            self._drop(held)
+        while len(self._held) >= MAX_AUTHORS or self._bytes + heard.size > MAX_BYTES:
+            self._drop(min(self._held.values(), key=lambda one: one.expires))
         self._held[heard.author] = heard
+        self._bytes += heard.size
         return True
+
+    def _drop(self, heard: Heard) -> None:
+        del self._held[heard.author]
+        self._bytes -= heard.size
 
     def __len__(self) -> int:
         """The nodes that reported, and whose reports were not yet dropped."""
@@ -231,30 +255,30 @@ class Demand:
 
     def expire(self, now: float) -> None:
         """Drops what has lapsed, and with it the sequences that it was newer than."""
-        for author in [one.author for one in self._held.values() if one.expires <= now]:
-            del self._held[author]
+        for heard in [one for one in self._held.values() if one.expires <= now]:
+            self._drop(heard)
 
     def totals(self, now: float) -> dict[ModelId, float]:
         """Requests a minute for each model that somebody wants."""
         sums: dict[ModelId, list[float]] = {}
         for heard in self._held.values():
             if now < heard.expires:
-                for model, rate in wanted(heard.report, now - heard.at).items():
+                for model, rate in wanted(heard.report, now - heard.at, heard.most).items():
                     sums.setdefault(model, []).append(rate)
         # fsum: the order in which reports came must not show in the last bit.
         rates = {model: math.fsum(parts) for model, parts in sums.items()}
         return {model: rate for model, rate in rates.items() if rate >= TRACE}
 
 
-def wanted(report: DemandReport, age: float) -> dict[ModelId, float]:
-    """What one report amounts to when it is `age` seconds old."""
-    rates = _rates(report, age)
+def wanted(report: DemandReport, age: float, most: float = MOST["member"]) -> dict[ModelId, float]:
+    """What one report amounts to when it is `age` seconds old; of each rate `most` counts."""
+    rates = {one.model: decayed(min(one.rate, most), age) for one in report.rates}
     for model in set(report.wishes):
         rates[model] = rates.get(model, 0.0) + WISH
     return rates
 
 
 def _newness(heard: Heard) -> tuple[tuple[int, int], bytes]:
-    # Bytes break the tie where a node, against the rules, used a sequence twice: every node
+    # A digest breaks the tie where a node, against the rules, used a sequence twice: every node
     # then keeps the same one, whatever came first.
-    return heard.report.sequence, heard.payload
+    return heard.report.sequence, heard.digest

@@ -26,6 +26,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from p2p_mesh.core.allowance import Allowance
 from p2p_mesh.core.backoff import delay
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.wire import Loads, Message
@@ -64,11 +65,10 @@ FORGET = 3600.0
 LONGEST_WAIT = 30.0
 """Seconds between two pings of a suspect, at most."""
 
-WITHIN = 10.0
 HINTS_SENT = 8
 HINTS_TAKEN = 16
 PINGS_TAKEN = 64
-"""In WITHIN seconds: hints that are given, hints of one peer that are checked, and messages on one
+"""In ten seconds: hints that are given, hints of one peer that are checked, and messages on one
 stream that are taken.
 """
 
@@ -165,23 +165,6 @@ class _Watched:
         if self.is_used(now):
             return now - max(self.sign, self.since) >= SILENCE
         return unanswered >= (DOUBTED_SILENCE if self.is_doubted else IDLE_SILENCE)
-
-
-class Allowance:
-    """So many in WITHIN seconds."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._left = float(most)
-        self._at = -inf
-
-    def take(self, now: float) -> bool:
-        refill = (now - self._at) * self._most / WITHIN
-        self._left, self._at = min(float(self._most), self._left + refill), now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
 
 
 class Health:
@@ -311,6 +294,10 @@ class Health:
         one = self._watched.get(peer)
         return one is not None and not one.is_suspect and self._run(now) - one.sign < FRESH
 
+    def is_connected(self, peer: PeerId) -> bool:
+        """Whether it is admitted, answering or not."""
+        return peer in self._connected
+
     def is_suspect(self, peer: PeerId) -> bool:
         one = self._watched.get(peer)
         return one is not None and one.is_suspect
@@ -392,7 +379,7 @@ class Health:
         """Keeps nothing of a peer that is neither connected nor suspect nor in use, and gave no
         sign of life for long.
         """
-        if not one.is_connected:
+        if not one.is_connected and one.peer not in self._connected:
             self._watched.pop(one.peer, None)
 
     def _of(self, peer: PeerId) -> _Watched:

@@ -7,6 +7,8 @@ gossip or in a snapshot (specs/inventory/README.md). Folding is idempotent and i
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import Annotated
@@ -42,6 +44,14 @@ milliseconds, so there the heartbeat is so many seconds for each member.
 
 MAX_MEMBERS = 10_000
 MAX_ENVELOPE = 96 << 10
+MAX_BYTES = 128 << 20
+"""Of all envelopes that are kept."""
+
+BULKY = 16 << 10
+"""Bytes of an envelope, beyond which it counts as bulky: all those together may have"""
+MAX_BULK = MAX_BYTES // 4
+"""bytes. Hardly any node has so many models, and who says much takes no room from others.
+"""
 
 
 class AskSnapshot(Message, frozen=True, kw_only=True, tag="ask"):
@@ -117,42 +127,102 @@ class Inventory:
         self._suspects: dict[PeerId, bool] = {}
         """With each, whether only a sign of life clears it."""
         self._sorted: tuple[Offer, ...] | None = ()
+        self._bytes = 0
+        self._bulk = 0
+        self._lasts: dict[PeerId, float] = {}
+        """Until when anything may hold that each of them has announced."""
+        self._past: OrderedDict[PeerId, tuple[tuple[int, int], float]] = OrderedDict()
+        """The newest sequence of each that was forgotten, and as long as that matters."""
+        self._crowded_out: dict[PeerId, None] = {}
 
     def __len__(self) -> int:
         return len(self._offers)
 
     def apply(self, offer: Offer) -> bool:
-        """Takes an offer in; True if it was news. Gossip repeats, so an offer replaces."""
-        held = self._offers.get(offer.peer)
-        if held is not None and _newness(held) >= _newness(offer):
+        """Takes an offer in; True if it was news. Gossip repeats, so an offer replaces. Where there
+        is no more room, those go that would lapse soonest: nobody new is shut out.
+        """
+        is_news = self.is_news(offer)
+        self._see(offer)
+        if not is_news:
             return False
-        if held is None and len(self._offers) >= MAX_MEMBERS:
-            return False
-        if held is not None:
-            self._envelopes.discard(held.envelope)
-        self._envelopes.add(offer.envelope)
-        self._offers[offer.peer] = offer
-        self._sorted = None
+        self._remove(offer.peer)
+        self._make_room(offer)
+        self._add(offer)
         if not self._suspects.get(offer.peer):
             self._suspects.pop(offer.peer, None)
         return True
+
+    def is_news(self, offer: Offer) -> bool:
+        held = self._offers.get(offer.peer)
+        if held is not None:
+            return _newness(held) < _newness(offer)
+        past = self._past.get(offer.peer)
+        return past is None or past[0] < offer.announcement.sequence
 
     def holds(self, envelope: bytes) -> bool:
         """Whether an envelope is the newest of its author: it was checked when it came."""
         return envelope in self._envelopes
 
     def expire(self, now: float) -> tuple[PeerId, ...]:
-        """Drops what has lapsed, and says whose it was."""
-        gone = tuple(peer for peer, offer in self._offers.items() if offer.expires <= now)
+        """Drops what has lapsed, and says whose it was, and who else had to go since last time."""
+        gone = [peer for peer, offer in self._offers.items() if offer.expires <= now]
         for peer in gone:
             self.forget(peer)
-        return gone
+        for peer in [peer for peer, (_, until) in self._past.items() if until <= now]:
+            del self._past[peer]
+        gone += [peer for peer in self._crowded_out if peer not in self._offers]
+        self._crowded_out.clear()
+        return tuple(dict.fromkeys(gone))
 
     def forget(self, peer: PeerId) -> None:
+        """Lists it no more. Its sequence is kept: whoever repeats what it said before must not
+        bring it back.
+        """
+        offer = self._remove(peer)
+        if offer is not None:
+            self._past[peer] = offer.announcement.sequence, self._lasts.pop(peer)
+            if len(self._past) > MAX_MEMBERS:
+                self._past.popitem(last=False)
+        self._suspects.pop(peer, None)
+
+    def _see(self, offer: Offer) -> None:
+        """Minds until when its author may be listed by what it has said."""
+        peer, until = offer.peer, _until(offer)
+        if peer in self._offers:
+            self._lasts[peer] = max(self._lasts[peer], until)
+        elif peer in self._past:
+            sequence, before = self._past[peer]
+            self._past[peer] = sequence, max(before, until)
+
+    def _add(self, offer: Offer) -> None:
+        _, until = self._past.pop(offer.peer, (None, _until(offer)))
+        self._lasts.setdefault(offer.peer, until)
+        self._offers[offer.peer] = offer
+        self._envelopes.add(offer.envelope)
+        self._sorted = None
+        self._bytes += len(offer.envelope)
+        self._bulk += _bulk(offer)
+
+    def _remove(self, peer: PeerId) -> Offer | None:
         if (offer := self._offers.pop(peer, None)) is not None:
             self._envelopes.discard(offer.envelope)
             self._sorted = None
-        self._suspects.pop(peer, None)
+            self._bytes -= len(offer.envelope)
+            self._bulk -= _bulk(offer)
+        return offer
+
+    def _make_room(self, offer: Offer) -> None:
+        while _bulk(offer) and self._bulk + _bulk(offer) > MAX_BULK:
+            self._crowd_out(one for one in self._offers.values() if _bulk(one))
+        size = len(offer.envelope)
+        while len(self._offers) >= MAX_MEMBERS or self._bytes + size > MAX_BYTES:
+            self._crowd_out(self._offers.values())
+
+    def _crowd_out(self, offers: Iterable[Offer]) -> None:
+        peer = min(offers, key=lambda one: one.expires).peer
+        self.forget(peer)
+        self._crowded_out[peer] = None
 
     def suspect(self, peer: PeerId, *, silent: bool = False) -> None:
         """It failed somebody: routed around until it is heard of again. Where it is `silent`, what
@@ -175,6 +245,17 @@ class Inventory:
         if self._sorted is None:
             self._sorted = tuple(self._offers[peer] for peer in sorted(self._offers))
         return self._sorted
+
+
+def _bulk(offer: Offer) -> int:
+    """The bytes of its envelope, where that is bulky."""
+    return len(offer.envelope) if len(offer.envelope) > BULKY else 0
+
+
+def _until(offer: Offer) -> float:
+    """When it holds for nobody any more, however late it comes."""
+    about = offer.announcement
+    return max(offer.expires, about.issued_at + SKEW + about.lifetime)
 
 
 def _newness(offer: Offer) -> tuple[tuple[int, int], bytes]:

@@ -298,6 +298,8 @@ class Held(Record, frozen=True, kw_only=True):
     size_bytes: Count = 0
     loading: bool = False
     """It is being loaded now, so that nobody else need load it."""
+    resting: bool = False
+    """It will not be loaded now, however much it is wanted: others need not wait for this node."""
 
 
 class ModelLoad(Record, frozen=True, kw_only=True):

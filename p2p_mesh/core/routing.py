@@ -35,6 +35,9 @@ SPARE_TOKENS = 256
 count differently.
 """
 
+ENDLESS = 1 << 20
+"""Tokens of an answer, where neither the request nor what is known of its node sets an end."""
+
 PREFILL = 200.0
 """Tokens that are read in a second where nobody has measured: a small model on a CPU."""
 
@@ -293,15 +296,16 @@ def promising(
 
 
 class Course:
-    """What may still come of an answer: each choice up to its finish, and the usage at the end."""
+    """What may still come of an answer: each choice up to its finish, and the usage at the end.
+    `context` is how many tokens its node has room for; 0: nobody knows.
+    """
 
-    def __init__(self, request: InferenceRequest) -> None:
+    def __init__(self, request: InferenceRequest, context: int = 0) -> None:
         over = {one.choice for one in request.resume if one.finished}
         self._open = {*range(request.choices)} - over
         self._logprobs = request.logprobs
-        self._most: float = math.inf
-        if request.max_tokens is not None and not request.echo:
-            self._most = 2 * request.max_tokens + SPARE_TOKENS
+        asked = None if request.echo else request.max_tokens
+        self._most = 2 * (context or ENDLESS if asked is None else asked) + SPARE_TOKENS
         self._grown = [0] * request.choices
 
     def check(self, delta: Delta) -> None:

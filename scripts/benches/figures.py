@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import operator
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import psutil
@@ -94,3 +97,33 @@ def _others_seconds() -> float:
             continue
         ours += spent.user + spent.system + spent.children_user + spent.children_system
     return float(busy - ours)
+
+
+def conclude(figures: Sequence[Figure], file: Path | None) -> int:
+    """Shows the figures, and writes them to a file; the exit code: 1 where one is not as wanted."""
+    show(figures)
+    if file is not None:
+        file.write_text(json.dumps({"figures": [one.row() for one in figures]}, indent=2))
+    return 0 if all(one.holds for one in figures) else 1
+
+
+def run(program: Callable[[], Awaitable[T]]) -> T:
+    """What came of it. Ctrl-C and SIGTERM end it, with all that it started."""
+    try:
+        return trio.run(_until_told, program)
+    except* KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+async def _until_told(program: Callable[[], Awaitable[T]]) -> T:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_interrupt)
+        result = await program()
+        nursery.cancel_scope.cancel()
+    return result
+
+
+async def _interrupt() -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        await anext(aiter(signals))
+        raise KeyboardInterrupt

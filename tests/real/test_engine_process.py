@@ -199,6 +199,18 @@ async def test_cancelling_frees_the_slot(tiny: ModelFile) -> None:
             assert len(tokens(await answer(engine, ask(sampling=GREEDY, max_tokens=3)))) == 3
 
 
+async def test_an_answer_may_be_left_in_another_task(engine: LlamaEngine) -> None:
+    left = engine.generate(ask(sampling=GREEDY))
+
+    async def begin() -> None:
+        assert await anext(await left.__aenter__())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(begin)
+    await left.__aexit__(None, None, None)
+    assert await answer(engine, ask(sampling=GREEDY))
+
+
 async def test_a_slow_reader_holds_up_nobody(engine: LlamaEngine) -> None:
     async with engine.generate(ask(sampling=GREEDY)) as slow:
         await anext(slow)

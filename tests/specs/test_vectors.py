@@ -205,5 +205,5 @@ def test_report_of_demand_is_read_and_adds_up() -> None:
     member, body = unseal(TOPIC, bytes.fromhex(page["envelope"]), mesh, now)
     assert (member.role, body) == ("client", payload)
     demand = Demand()
-    demand.apply(read_report(member.peer, body, now), now)
+    demand.apply(read_report(member.peer, body, now, role=member.role))
     assert demand.totals(now + 60) == page["totals_after_60_s"]

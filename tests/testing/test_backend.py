@@ -70,6 +70,20 @@ async def test_echo_says_it_again() -> None:
             await deltas(engine, TokenPrompt(tokens=(1,)))
 
 
+async def test_answer_may_be_left_in_another_task() -> None:
+    async with Echo().open(LOAD, NoMesh()) as engine:
+        answer = engine.generate(ask(TextPrompt(text="x")))
+
+        async def begin() -> None:
+            found = await answer.__aenter__()
+            assert [delta.text async for delta in found] == ["x", ""]
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(begin)
+        await answer.__aexit__(None, None, None)
+        assert engine.active == 0
+
+
 async def test_dead_engine_says_so() -> None:
     async with Echo().open(LOAD, NoMesh()) as engine:
         engine.die("out of memory")
