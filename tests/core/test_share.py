@@ -33,7 +33,8 @@ def test_what_is_given_back_can_be_taken() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60))
 def test_never_more_than_there_are(moves: list[tuple[str, bool]]) -> None:
-    share, held = Share(6), []
+    share = Share(6)
+    held: list[str] = []
     for asker, gives in moves:
         if gives and asker in held:
             held.remove(asker)

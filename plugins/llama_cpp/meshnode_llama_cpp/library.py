@@ -74,8 +74,9 @@ def devices() -> list[Device]:
 def numerics(
     device: str, rows: int, *, kv_type: str, exact: bool, projector: Path | None = None
 ) -> str:
-    """What floating point depends on, in one line; with a projector, images depend on its file. Where it says `exact`, equal lines mean equal
-    answers; elsewhere an answer also depends on what is computed beside it.
+    """What floating point depends on, in one line; with a projector, images depend on its file.
+    Where it says `exact`, equal lines mean equal answers; elsewhere an answer also depends on what
+    is computed beside it.
     """
     features = zlib.crc32(L.llama_print_system_info())
     version = f"llama.cpp {L.llama_version().decode()} ({llama_cpp.__version__})"
