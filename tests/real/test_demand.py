@@ -31,7 +31,9 @@ async def test_standby_serves_what_a_client_asked_for(tmp_path: Path, tiny: Path
         async with start_node(tmp_path / "b", *joining) as bob:
             await bob.wait("ready")
             assert (await status(bob))["standby"][0]["id"] == WANTED
-            assert (await ask(alice)).status_code == 404
+            refused = await ask(alice)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "loading")
+            assert int(refused.headers["retry-after"]) >= 1
             began = trio.current_time()
             await bob.wait("model_wanted", 10.0)
             await bob.wait("model_ready", 20.0)
