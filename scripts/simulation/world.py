@@ -190,10 +190,10 @@ def _demand(mesh: Mesh, people: Sequence[Person], graph: Graph, random: Random) 
     sample = [(at, envelope) for at, _, envelope in said[:SAMPLES]]
     checking = each([partial(_heard, envelope, mesh.public, at) for at, envelope in sample])
     folded = Demand()
-    heards = [(demand.read(author.peer, _payload(envelope, mesh.public, at), at), at)
+    heards = [demand.read(author.peer, _payload(envelope, mesh.public, at), at)
               for at, author, envelope in said]  # fmt: skip
-    folding = each([partial(folded.apply, heard, at) for heard, at in heards])
-    summing = each([partial(folded.totals, heards[-1][1])] * 5) * asking / len(some) * 60 / EXPIRY
+    folding = each([partial(folded.apply, heard) for heard in heards])
+    summing = each([partial(folded.totals, said[-1][0])] * 5) * asking / len(some) * 60 / EXPIRY
     size_of_one = sum(len(envelope) for *_, envelope in said) / len(said)
     return Traffic(
         minute,

@@ -12,7 +12,7 @@ from p2p_mesh.testing.cluster import NodeProcess, start_node
 from p2p_mesh.testing.events import post_stream
 
 LONG = {"model": "slow", "messages": [{"role": "user", "content": "hello"}], "seed": 3,
-        "max_tokens": 3000, "temperature": 2, "top_k": 0, "min_p": 0}  # fmt: skip
+        "max_tokens": 800, "temperature": 2, "top_k": 0, "min_p": 0}  # fmt: skip
 
 
 def command(directory: Path, *words: str) -> tuple[int, Any, str]:
