@@ -4,40 +4,52 @@ Theory of operation:
 
 1. A choice waits in the queue until there is a seat for it: a slot of the KV cache, with as much of
    its prompt in it as is to be had (seats.py).
-2. Each step feeds what scheduler.py chose, in rising order of slots, and draws one token for every
-   sequence whose tokens have all been read; more where guesses turn out to be right.
+2. Each step feeds what scheduler.py chose, in rising order of slots; one token comes back for every
+   sequence whose tokens have all been read, more where guesses turn out to be right. Where calls
+   are computed is the affair of `steps`: a sequence that writes waits for what it is fed, one that
+   reads does not.
 3. Images and sounds are fed in a call of their own, when a prompt has been read up to one.
 4. A request whose grammar or medium fails ends with an error, and nobody else notices.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from meshnode_llama_cpp.chat import Grown
 from meshnode_llama_cpp.choice import NOTHING
-from meshnode_llama_cpp.context import Context
 from meshnode_llama_cpp.draft import Draft
+from meshnode_llama_cpp.drawing import Drawn, Fed, Start
 from meshnode_llama_cpp.frames import Answer, Rejected
 from meshnode_llama_cpp.grammar import Grammars
 from meshnode_llama_cpp.model import Model
-from meshnode_llama_cpp.sampler import Sampler, logprob
+from meshnode_llama_cpp.sampling import PENALTY_WINDOW, penalises
 from meshnode_llama_cpp.scheduler import Limits, Pace, compose
 from meshnode_llama_cpp.seats import Seats
 from meshnode_llama_cpp.sequence import Sequence, Task
 from meshnode_llama_cpp.speculation import MOST, Lookup
+from meshnode_llama_cpp.steps import Steps
 from p2p_mesh.core.records import Delta, TokenLogprob
-from p2p_mesh.errors import RequestError
+from p2p_mesh.errors import EngineDied, MeshError, RequestError
 
 if TYPE_CHECKING:
     from meshnode_llama_cpp.media import Projector  # its import maps libmtmd
 
 Outcome = Answer | Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What was submitted, and whose rows they are."""
+
+    fed: tuple[tuple[Sequence, Fed], ...]
+    writing: int
+    others: int
 
 
 class Decoder:
@@ -46,7 +58,7 @@ class Decoder:
     def __init__(
         self,
         model: Model,
-        context: Context,
+        steps: Steps,
         *,
         seats: Seats,
         grammars: Grammars,
@@ -56,16 +68,18 @@ class Decoder:
         draft: Draft | None = None,
         projector: Projector | None = None,
     ) -> None:
-        self._model, self._context, self._limits = model, context, limits
+        self._model, self._steps, self._limits = model, steps, limits
+        self._memory = steps.memory
         self._seats, self._grammars = seats, grammars
         self._length = context_length
-        takes_back = context.rules.trims and not context.rules.cells
+        takes_back = self._memory.rules.trims and not self._memory.rules.cells
         self._speculates = speculates and takes_back
         self._draft = draft if takes_back else None
         self._projector = projector
         self._pace = Pace()
         self._queue: list[Sequence] = []
         self._live: list[Sequence] = []
+        self._calls: deque[Call] = deque()
         self._outcomes: list[Outcome] = []
 
     @property
@@ -84,11 +98,10 @@ class Decoder:
 
     def _sequence(self, task: Task, number: int) -> Sequence:
         sequence = Sequence(task, number, self._model)
-        if task.prompt.grammar is not None:
-            param = "tools" if task.request.schema is None else "response_format"
-            sequence.matcher = self._grammars.compile(task.prompt.grammar, param=param)
+        if task.prompt.grammar is not None:  # compiled now, so that the client hears of it
+            matcher = self._grammars.compile(task.prompt.grammar, param=task.grammar_param)
             for token in sequence.choice.tokens:
-                sequence.matcher.accept(token)
+                matcher.accept(token)
         return sequence
 
     def cancel(self, number: int) -> None:
@@ -102,19 +115,35 @@ class Decoder:
         return [one for one in self._live if one.task.number == number]
 
     def step(self) -> list[Outcome]:
-        """One call of llama.cpp, and what came of it."""
+        """Submits a call, if there is something to compute, and takes what has come of those
+        before.
+        """
         self._seat()
         for sequence in list(self._live):
             if sequence in self._live and sequence.medium is not None:
                 self._look(sequence)
-        fed = self._feed()
-        if fed:
-            self._compute(fed)
-        for sequence, row, count in fed:
-            if sequence in self._live:  # not refused with another choice of its task
-                self._take(sequence, row, count)
+        if self._steps.has_room:
+            self._submit()
+        for result in self._steps.results():
+            call = self._calls.popleft()
+            self._pace.observe(call.writing, call.others, result.seconds)
+            for (sequence, fed), drawn in zip(call.fed, result.drawn, strict=True):
+                if sequence in self._live:  # not refused with another choice of its task
+                    self._take(sequence, fed, drawn)
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
+
+    def restart(self) -> None:
+        """What was submitted is lost, and the memory is empty: all that is live is read again."""
+        self._calls.clear()
+        self._seats.clear()
+        for sequence in list(self._live):
+            if sequence in self._live and sequence.is_scored and not sequence.is_writing:
+                # Half of its scores have gone out: they cannot be had again without the others.
+                self._refuse(sequence, EngineDied("a part of the model was lost while it read"))
+        for sequence in self._live:
+            sequence.read_again()
+            self._start(sequence)
 
     def _seat(self) -> None:
         """Seats those who wait: whose task has the fewest choices seated, then who came first.
@@ -139,17 +168,28 @@ class Decoder:
         sequence.read_first = sequence.read
         if task.cached is None:
             task.cached = sequence.read
-        tokens = [key for key in sequence.keys if key >= 0]
-        sequence.sampler = Sampler(
-            self._context,
-            task.request.sampling,
-            tokens,
-            choice=sequence.number,
-            matcher=sequence.matcher,
-        )
         if self._speculates:
-            sequence.lookup = Lookup(tokens)
+            sequence.lookup = Lookup([key for key in sequence.keys if key >= 0])
         self._live.append(sequence)
+        self._start(sequence)
+
+    def _start(self, sequence: Sequence) -> None:
+        task, sampling = sequence.task, sequence.task.request.sampling
+        before = [key for key in sequence.keys if key >= 0] if penalises(sampling) else []
+        start = Start(
+            sequence.slot,
+            sampling,
+            choice=sequence.number,
+            before=tuple(before[-PENALTY_WINDOW:]),
+            top=task.request.logprobs,
+            grammar=task.prompt.grammar,
+            param=task.grammar_param,
+            taken=tuple(sequence.choice.tokens) if task.prompt.grammar is not None else (),
+        )
+        try:
+            self._steps.begin(start)
+        except RequestError as error:
+            self._refuse(sequence, error)
 
     def _look(self, sequence: Sequence) -> None:
         """Feeds the image or sound that a prompt has come to."""
@@ -157,55 +197,68 @@ class Decoder:
         assert medium is not None
         assert self._projector is not None
         try:
-            sequence.read = self._projector.feed(
-                medium,
-                self._context.handle,
-                slot=sequence.slot,
-                position=sequence.read,
-                rows=self._limits.rows,
+            sequence.read = self._steps.look(
+                self._projector, medium, slot=sequence.slot, position=sequence.read
             )
         except RequestError as error:
             self._refuse(sequence, error)
         sequence.highest = max(sequence.highest, sequence.read)
 
-    def _feed(self) -> list[tuple[Sequence, int, int]]:
-        """Fills the rows; returns who has some, the first row that is answered, and how many
-        tokens were fed.
-        """
-        self._guess()
-        outputs = self._context.outputs - len(self._live)
-        scored = max(1, sum(one.is_scored for one in self._live))
-        turns = [
-            one.turn(self._context.rules, outputs=max(1, outputs // scored)) for one in self._live
-        ]
+    # What is fed
+
+    def _submit(self) -> None:
+        """Fills the rows of a call, and hands it over."""
+        writing = [one for one in self._live if one.is_writing]
+        together = self._steps.together(len(writing))
+        ready = [one for one in writing if not one.flying][:together]
+        if writing and not ready:
+            return  # prompts are read beside those who write, in calls that are bounded for them
+        self._guess(ready)
+        call = self._fill([one for one in self._live if not one.is_writing or one in ready])
+        if not call.fed:
+            return
+        self._calls.append(call)
+        self._steps.submit([fed for _, fed in call.fed], writing=call.writing)
+        for sequence, _ in call.fed:
+            sequence.flying += 1
+            if sequence.read == sequence.start - 1 and self._memory.rules.forgets(sequence.start):
+                self._seats.save(sequence.slot)
+
+    def _fill(self, ready: list[Sequence]) -> Call:
+        outputs = self._steps.outputs - len(self._live)
+        scored = max(1, sum(one.is_scored for one in ready))
+        turns = [one.turn(self._memory.rules, outputs=max(1, outputs // scored)) for one in ready]
         counts = compose(turns, self._limits, self._pace)
-        rows, fed = self._context.rows, []
-        rows.clear()
-        pairs = sorted(zip(self._live, counts, strict=True), key=lambda pair: pair[0].slot)
+        self._steps.rows.clear()
+        fed: list[tuple[Sequence, Fed]] = []
+        writing = others = 0
+        pairs = sorted(zip(ready, counts, strict=True), key=lambda pair: pair[0].slot)
         for sequence, count in pairs:
             if count:
-                tokens, answered = sequence.next(count)
-                row = rows.add(sequence.slot, sequence.read, tokens, outputs=answered)
-                sequence.highest = max(sequence.highest, sequence.read + count)
-                fed.append((sequence, row, count))
-        return fed
+                writing, others = writing + sequence.is_writing, others + count
+                fed.append((sequence, self._feed(sequence, count)))
+        return Call(tuple(fed), writing, others - writing)
 
-    def _compute(self, fed: Iterable[tuple[Sequence, int, int]]) -> None:
-        start = time.perf_counter()
-        self._context.decode()
-        writing = sum(sequence.is_writing for sequence, _, _ in fed)
-        rows = int(self._context.rows.batch.n_tokens)
-        self._pace.observe(writing, rows - writing, time.perf_counter() - start)
+    def _feed(self, sequence: Sequence, count: int) -> Fed:
+        tokens, answered = sequence.next(count)
+        first = self._steps.rows.add(sequence.slot, sequence.read, tokens, outputs=answered)
+        sequence.highest = max(sequence.highest, sequence.read + count)
+        position = len(sequence.choice.tokens)
+        if sequence.is_writing:
+            return Fed(sequence.slot, first, position, guesses=tuple(sequence.guesses[: count - 1]))
+        targets = sequence.targets(count) if sequence.is_scored else ()
+        sequence.read += count
+        draws = sequence.is_writing and bool(sequence.task.most)
+        return Fed(sequence.slot, first, position, draws=draws, targets=targets)
 
     # Guesses
 
-    def _guess(self) -> None:
-        writing = [one for one in self._live if one.is_writing]
+    def _guess(self, writing: list[Sequence]) -> None:
         if not writing or not (self._speculates or self._draft):
             return
         if any(one.is_scored for one in self._live):
             return
-        room = (self._context.outputs - len(self._live)) // len(writing)
+        room = (self._steps.outputs - len(self._live)) // len(writing)
         wanted: dict[int, tuple[list[int], int]] = {}
         for sequence in writing:
             most = min(room, MOST, self._room(sequence))
@@ -229,92 +282,62 @@ class Decoder:
         left = sequence.task.most - len(sequence.choice.tokens) - 1
         return max(0, min(left, self._length - len(sequence.keys) - 1))
 
-    # What came of a step
+    # What came of a call
 
-    def _take(self, sequence: Sequence, row: int, count: int) -> None:
-        try:
-            if sequence.is_writing:
-                self._write(sequence, row, count)
-            else:
-                self._read(sequence, row, count)
-        except RequestError as error:  # its grammar could not go on
-            self._refuse(sequence, error)
-
-    def _read(self, sequence: Sequence, row: int, count: int) -> None:
-        """Rows of a prompt were computed."""
-        if sequence.is_scored:
-            self._score(sequence, row, count)
-        sequence.read += count
-        if sequence.read == sequence.start - 1 and self._context.rules.forgets(sequence.start):
-            self._seats.save(sequence.slot)
-        if not sequence.is_writing:
+    def _take(self, sequence: Sequence, fed: Fed, drawn: Drawn) -> None:
+        sequence.flying -= 1
+        if drawn.failure:
+            param = sequence.task.grammar_param
+            self._refuse(sequence, RequestError(drawn.failure, param=param))
             return
-        if sequence.task.most:
-            self._write(sequence, row + count - 1 if sequence.is_scored else row, 1, is_first=True)
-        else:
-            self._finish(sequence, NOTHING)
+        if fed.targets:
+            self._score(sequence, drawn)
+        if drawn.tokens:
+            self._write(sequence, fed, drawn)
+        elif sequence.is_writing and not sequence.flying:
+            self._finish(sequence, NOTHING)  # only the prompt was to be read
 
-    def _write(self, sequence: Sequence, row: int, count: int, *, is_first: bool = False) -> None:
-        """Draws tokens as long as the guesses were right."""
-        choice, guesses = sequence.choice, sequence.guesses
+    def _write(self, sequence: Sequence, fed: Fed, drawn: Drawn) -> None:
+        """Takes the tokens, up to one that ends the answer."""
+        choice = sequence.choice
         grown: list[Grown] = []
-        tokens: list[int] = []
-        scores: list[TokenLogprob] = []
-        for place in range(count):
-            token = self._draw(sequence, row + place, scores)
-            tokens.append(token)
+        for token in drawn.tokens:
             grown.append(choice.push(token))
-            if choice.finish or place >= len(guesses) or guesses[place] != token:
+            if choice.finish:
                 break
-        if not is_first:
+        tokens = drawn.tokens[: len(grown)]
+        if sequence.read < len(sequence.keys):  # the row of its last token was fed, and guesses
+            count = len(fed.guesses) + 1
             sequence.read += len(tokens)
-            if count > 1:
-                self._judge(sequence, count - 1, len(tokens) - 1)
-        if count > len(tokens):
-            self._context.trim(sequence.slot, sequence.read)
+            if fed.guesses:
+                self._judge(sequence, len(fed.guesses), len(tokens) - 1)
+            if count > len(tokens):
+                self._memory.trim(sequence.slot, sequence.read)
         sequence.keys += tokens
         sequence.guesses = []
         if sequence.lookup is not None:
             sequence.lookup.extend(tokens)
-        if choice.finish:
-            self._finish(sequence, sequence.grown(grown), tokens, scores)
-        else:
-            self._say(sequence, sequence.grown(grown), tokens, scores)
+        ends = self._finish if choice.finish else self._say
+        ends(sequence, sequence.grown(grown), tokens, drawn.logprobs[: len(tokens)])
 
     def _judge(self, sequence: Sequence, guessed: int, right: int) -> None:
         sequence.hope.observe(guessed, right)
         sequence.task.drafted += guessed
         sequence.task.accepted += right
 
-    def _draw(self, sequence: Sequence, row: int, scores: list[TokenLogprob]) -> int:
-        top = sequence.task.request.logprobs
-        position = len(sequence.choice.tokens)
-        if top is None:
-            return sequence.sampler.sample(row, position)
-        logits = self._context.logits(row).copy()  # a grammar writes into the others
-        token = sequence.sampler.sample(row, position)
-        scores.append(logprob(logits, token, top, self._model))
-        return token
-
-    def _score(self, sequence: Sequence, row: int, count: int) -> None:
+    def _score(self, sequence: Sequence, drawn: Drawn) -> None:
         """Log-probabilities of a prompt's own tokens: each row tells of the token after it. They
         go out as they are computed; all together would be a very large delta.
         """
-        top = sequence.task.request.logprobs or 0
         scores: list[TokenLogprob] = []
-        if sequence.read == 0 <= sequence.keys[0]:
-            scores.append(TokenLogprob(token=sequence.keys[0], piece=self._shown(sequence.keys[0])))
-        for place in range(count):
-            following = sequence.read + place + 1
-            if following < sequence.start and sequence.keys[following] >= 0:
-                token, logits = sequence.keys[following], self._context.logits(row + place)
-                found = logprob(logits, token, top, self._model)
-                scores.append(msgspec.structs.replace(found, piece=self._shown(token)))
-        self._say(sequence, sequence.grown([]), scores=scores)
-
-    def _shown(self, token: int) -> bytes:
-        """A token as it stands in the text, where a control token is not seen."""
-        return self._model.piece(token)
+        if not sequence.was_scored and sequence.keys[0] >= 0:
+            scores.append(TokenLogprob(token=sequence.keys[0]))
+        sequence.was_scored = True
+        shown = [
+            msgspec.structs.replace(one, piece=self._model.piece(one.token))
+            for one in (*scores, *drawn.scores)  # a control token is not seen in a text
+        ]
+        self._say(sequence, sequence.grown([]), scores=shown)
 
     def _say(
         self,
@@ -353,7 +376,7 @@ class Decoder:
         if not sequence.is_silent or not task.left:
             self._say(sequence, grown, tokens, scores)
 
-    def _refuse(self, sequence: Sequence, error: RequestError) -> None:
+    def _refuse(self, sequence: Sequence, error: MeshError) -> None:
         """Ends all choices of its task. What the cache has of them is not known."""
         number = sequence.task.number
         for one in self._taken(number):
@@ -362,6 +385,7 @@ class Decoder:
         self._outcomes.append(Rejected(number, error.code, str(error), error.param))
 
     def _leave(self, sequence: Sequence, *, keeps: bool = True) -> None:
+        keeps = keeps and not sequence.flying  # what is on its way will be in the cache as well
         self._live.remove(sequence)
         (self._seats.leave if keeps else self._seats.drop)(sequence.slot)
-        sequence.sampler.free()
+        self._steps.end(sequence.slot)

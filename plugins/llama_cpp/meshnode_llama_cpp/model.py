@@ -5,18 +5,28 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from meshnode_llama_cpp.library import L, complaint
 from meshnode_llama_cpp.memory import BITS, gpu_layers
 from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import ModelError
 
+Part = Literal["whole", "vocabulary", "layers"]
+"""What of a model is loaded: all; no weights; or weights, with or without a vocabulary."""
+
 _NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE
 
 
 class Model:
     def __init__(
-        self, path: str, *, name: str, progress: Callable[[float], None], gpu_layers: int = 0
+        self,
+        path: str,
+        *,
+        name: str,
+        progress: Callable[[float], None],
+        gpu_layers: int = 0,
+        part: Part = "whole",
     ) -> None:
         """`gpu_layers`: how many layers GPUs compute; -1: all. Raises ModelError if llama.cpp
         refuses the file; a worse file ends the process.
@@ -24,12 +34,13 @@ class Model:
         self.name = name
         params = L.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        params.vocab_only = part == "vocabulary"
         params.progress_callback = L.llama_progress_callback(_watch(progress))
         self.handle = L.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise ModelError(f"llama.cpp does not load {name}: {complaint()}")
         self._vocabulary = L.llama_model_get_vocab(self.handle)
-        if L.llama_vocab_type(self._vocabulary) == _NO_VOCABULARY:
+        if part != "layers" and L.llama_vocab_type(self._vocabulary) == _NO_VOCABULARY:
             raise ModelError(f"{self.name} has no vocabulary")
         self.token_count: int = L.llama_vocab_n_tokens(self._vocabulary)
         self._pieces: dict[int, bytes] = {}

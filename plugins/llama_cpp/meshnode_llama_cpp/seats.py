@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from itertools import count
 
-from meshnode_llama_cpp.context import Context
 from meshnode_llama_cpp.memory import SNAPSHOTS
 from meshnode_llama_cpp.prefixes import Held, Seat, Snapshots, seat
+from meshnode_llama_cpp.steps import Memory
 
 
 class Sitter:
@@ -25,7 +25,7 @@ class Sitter:
 
 
 class Seats:
-    def __init__(self, context: Context, slots: int) -> None:
+    def __init__(self, context: Memory, slots: int) -> None:
         self._context = context
         self._gone = [Held() for _ in range(slots)]
         self._live: dict[int, Sitter] = {}
@@ -63,6 +63,11 @@ class Seats:
         """The sequence has ended, and nobody knows how much of it the cache has."""
         self._clear(self._live[slot], slot)
         self.leave(slot)
+
+    def clear(self) -> None:
+        """The cache is empty: who sits in it reads again."""
+        self._gone = [Held() for _ in self._gone]
+        self._seen.clear()
 
     def save(self, slot: int) -> None:
         """Keeps the state of a sequence for later ones that begin alike."""

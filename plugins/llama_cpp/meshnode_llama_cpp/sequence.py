@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 from meshnode_llama_cpp.chat import Grown
 from meshnode_llama_cpp.choice import NOTHING, Choice, joined, rest
-from meshnode_llama_cpp.grammar import Matcher
 from meshnode_llama_cpp.model import Model
 from meshnode_llama_cpp.prefixes import Rules
 from meshnode_llama_cpp.prompt import Part, Prompt
-from meshnode_llama_cpp.sampler import Sampler
 from meshnode_llama_cpp.scheduler import Turn
 from meshnode_llama_cpp.seats import Sitter
 from meshnode_llama_cpp.speculation import Hope, Lookup
@@ -65,6 +63,11 @@ class Task:
         """Whether the log-probabilities of the prompt itself are wanted."""
         return self.request.echo and self.request.logprobs is not None
 
+    @property
+    def grammar_param(self) -> str:
+        """The field of the request that its grammar is of."""
+        return "tools" if self.request.schema is None else "response_format"
+
     def usage(self) -> Usage:
         return Usage(
             prompt_tokens=len(self.keys),
@@ -80,7 +83,6 @@ class Sequence(Sitter):
     """One choice of a task."""
 
     slot: int
-    sampler: Sampler
 
     def __init__(self, task: Task, number: int, model: Model) -> None:
         self.task, self.number = task, number
@@ -93,10 +95,13 @@ class Sequence(Sitter):
         """What its first delta begins with."""
         self.is_silent = resume is not None and resume.finished
         self.is_scored = task.is_scored and resume is None
-        self.matcher: Matcher | None = None
+        self.was_scored = False
+        """The first of its prompt's scores have gone out."""
         super().__init__(task.keys + self.choice.tokens)
         self.read_first = 0
         """Tokens that were there when it came."""
+        self.flying = 0
+        """Calls with rows of it whose results have not come."""
         self.guesses: list[int] = []
         self.hope = Hope()
         self.lookup: Lookup | None = None
@@ -133,6 +138,18 @@ class Sequence(Sitter):
         end = self.read + count
         outputs = count if self.is_scored else int(end == self.start)
         return self.keys[self.read : end], outputs
+
+    def targets(self, count: int) -> tuple[int, ...]:
+        """The token of the prompt after each of its next rows; -1 where none follows."""
+        following = self.keys[self.read + 1 : min(self.read + 1 + count, self.start)]
+        return (*following, *[-1] * (count - len(following)))
+
+    def read_again(self) -> None:
+        """The cache has nothing of it any more: what it wrote is read, as its prompt is."""
+        self.read = self.highest = self.flying = 0
+        self.start = len(self.keys)
+        self.read_first = 0
+        self.guesses = []
 
     def grown(self, parts: list[Grown]) -> Grown:
         """What it grew by, with what was yet to be said first."""

@@ -11,6 +11,7 @@ from meshnode_llama_cpp import frames
 from meshnode_llama_cpp.context import Context, Plan
 from meshnode_llama_cpp.decoder import Decoder
 from meshnode_llama_cpp.draft import Draft
+from meshnode_llama_cpp.drawing import Drawing
 from meshnode_llama_cpp.embedder import COMPANY, GPU_COMPANY, Embedder, role_of
 from meshnode_llama_cpp.grammar import Grammars
 from meshnode_llama_cpp.library import Device, numerics
@@ -18,7 +19,8 @@ from meshnode_llama_cpp.model import Model, gpu_layers_that_fit
 from meshnode_llama_cpp.prompt import Prompts
 from meshnode_llama_cpp.scheduler import EXACT, Limits
 from meshnode_llama_cpp.seats import Seats
-from meshnode_llama_cpp.sequence import Task
+from meshnode_llama_cpp.steps import Here
+from meshnode_llama_cpp.writing import Writing
 from p2p_mesh.core.records import (
     DetokenizeQuery,
     EmbedQuery,
@@ -28,7 +30,7 @@ from p2p_mesh.core.records import (
     RerankQuery,
     TokenizeQuery,
 )
-from p2p_mesh.errors import ContextExceeded, RequestError
+from p2p_mesh.errors import RequestError
 from p2p_mesh.serve.backend import Capability
 
 if TYPE_CHECKING:
@@ -87,18 +89,15 @@ def _gpu_layers(command: frames.Open, devices: Sequence[Device]) -> int:
     )
 
 
-class Writer:
-    """A model that writes."""
+class Writer(Writing):
+    """A model that writes, all of it in this process."""
 
     def __init__(self, model: Model, command: frames.Open, gpu_layers: int) -> None:
         model.check_writes()
-        self._model, self._command = model, command
-        self._context_length = command.context
+        self._command = command
         self._limits = EXACT if command.deterministic else Limits()
-        self._projector = _projector(model, command, gpu_layers)
-        self._prompts = _prompts(model, command, self._projector)
-        self.notes = self._prompts.notes
-        self.capabilities = _senses(self._projector)
+        projector = _projector(model, command, gpu_layers)
+        prompts = _prompts(model, command, projector)
         plan = Plan(
             command.context,
             command.slots,
@@ -110,66 +109,19 @@ class Writer:
         context = Context(model, plan)
         grammars = Grammars(model)
         grammars.prepare()
-        self._decoder = Decoder(
+        decoder = Decoder(
             model,
-            context,
+            Here(context, Drawing(context, model, grammars)),
             seats=Seats(context, command.slots),
             grammars=grammars,
             limits=self._limits,
             context_length=command.context,
             speculates=command.speculation,
             draft=_draft(model, command, plan, gpu_layers),
-            projector=self._projector,
+            projector=projector,
         )
-
-    @property
-    def idle(self) -> bool:
-        return self._decoder.idle
-
-    def ask(self, number: int, request: InferenceRequest) -> None:
-        self._check(request)
-        prompt = self._prompts.read(request)
-        if not isinstance(prompt.parts[-1], list):
-            raise RequestError(
-                "the prompt ends with an image or a sound; a text must follow", param="messages"
-            )
-        cells = sum(len(part) if isinstance(part, list) else part.rows for part in prompt.parts)
-        room = self._context_length - cells
-        if room < 1:
-            raise ContextExceeded(
-                f"the prompt has {cells} tokens, the model's context is {self._context_length}",
-                param="messages",
-            )
-        most = room if request.max_tokens is None else min(room, request.max_tokens)
-        self._decoder.add(Task(number, request, prompt, most))
-
-    def _check(self, request: InferenceRequest) -> None:
-        """Token ids that nobody looked at yet."""
-        known = self._model.token_count
-        for token, _ in request.sampling.logit_bias:
-            if token >= known:
-                raise RequestError(
-                    f"logit_bias has token {token}; the model's vocabulary has {known}",
-                    param="logit_bias",
-                )
-        if any(token >= known for resume in request.resume for token in resume.tokens):
-            raise RequestError(
-                f"an answer of another vocabulary cannot go on: this one has {known} tokens"
-            )
-
-    def look(self, query: Query, cancelled: Callable[[], bool]) -> Reply:
-        match query:
-            case TokenizeQuery():
-                return self._prompts.tokens(query)
-            case DetokenizeQuery():
-                return self._prompts.text(query)
-        raise RequestError(f"{self._command.name} makes no vectors and no scores", param="model")
-
-    def cancel(self, number: int) -> None:
-        self._decoder.cancel(number)
-
-    def step(self) -> Sequence[Outcome]:
-        return [] if self._decoder.idle else self._decoder.step()
+        super().__init__(model, prompts, decoder, context_length=command.context)
+        self.capabilities = _senses(projector)
 
     def numerics(self, device: str) -> str:
         command = self._command

@@ -23,11 +23,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from meshnode_llama_cpp import frames
-from meshnode_llama_cpp.library import devices, start
-from meshnode_llama_cpp.served import open_model
+from meshnode_llama_cpp.library import Device, devices, start
+from meshnode_llama_cpp.served import Served, open_model
 from p2p_mesh.errors import MeshError, RequestError
 
 PATIENCE = 0.01
@@ -45,15 +47,22 @@ def main(descriptor: int) -> None:
     limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group: the node decides
     connection = socket.socket(fileno=descriptor)
-    inbox = Inbox(connection)
+    inbox = Inbox(connection, frames.commands())
     threading.Thread(target=inbox.read, daemon=True).start()
     command = inbox.take()
     assert isinstance(command, frames.Open)
+    start()
+    accelerators = devices()
+    limit_memory(command.memory_limit, command.threads, accelerators)
     try:
-        worker = Worker(command, connection, inbox)
+        served = open_model(command, accelerators, lambda share: tell(connection, share))
     except MeshError as error:
         connection.sendall(frames.encode(frames.Failed(str(error))))
         return
+    device = ", ".join(one.name for one in accelerators) or "cpu"
+    ready = frames.Ready(served.numerics(device), device, served.capabilities, served.notes)
+    connection.sendall(frames.encode(ready))
+    worker = Worker(served, connection, inbox)
     gc.freeze()  # what was made until now stays: the collector need not look it through again
     while True:
         begun = time.perf_counter()
@@ -72,13 +81,36 @@ def limit(kind: int, most: int) -> None:
     resource.setrlimit(kind, (most, most))
 
 
-class Inbox:
-    """The commands of the node, read as they come."""
+def limit_memory(most: int | None, threads: int, accelerators: Sequence[Device]) -> None:
+    """Holds the process to a limit of bytes, and what threads need."""
+    if most is not None and not accelerators:
+        limit(resource.RLIMIT_DATA, most + _SLACK + threads * _STACK)
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._commands: queue.SimpleQueue[frames.Command] = queue.SimpleQueue()
-        self._held: list[frames.Command] = []
+
+def tell(connection: socket.socket, share: float) -> None:
+    """How far a model is loaded."""
+    connection.sendall(frames.encode(frames.Progress(share)))
+
+
+class Inbox:
+    """The commands of the node, read as they come. `heard` is called after each, by the thread
+    that reads.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        records: frames.Frames[Any],
+        heard: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._connection, self._records, self._heard = connection, records, heard
+        self._commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._held: list[Any] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is to be obeyed now."""
+        return not self._held and self._commands.empty()
 
     def read(self) -> None:
         """Reads for ever: returns never, and ends the process instead."""
@@ -91,10 +123,10 @@ class Inbox:
             os._exit(1)
         os._exit(0)
 
-    def take(self) -> frames.Command:
+    def take(self) -> Any:
         return self._commands.get()
 
-    def batch(self, *, wait: bool) -> list[frames.Command]:
+    def batch(self, *, wait: bool) -> list[Any]:
         """What to obey next, at least one command if we are to wait: every cancellation, and the
         first question that was not cancelled meanwhile.
         """
@@ -112,36 +144,29 @@ class Inbox:
         return frames.Cancel(number) in self._held
 
     def _read(self) -> None:
-        records = frames.commands()
         while data := self._connection.recv(65_536):
-            for command in records.feed(data):
+            for command in self._records.feed(data):
                 self._commands.put(command)
+                self._heard()
 
 
-def sort(commands: list[frames.Command]) -> tuple[list[frames.Command], list[frames.Command]]:
-    """Which commands to obey now, and which to hold: all cancellations, but one question."""
+def sort(commands: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Which commands to obey now, and which to hold: all but the questions, and one of these."""
     cancelled = {one.number for one in commands if isinstance(one, frames.Cancel)}
     asks = [one for one in commands if isinstance(one, frames.Ask | frames.Look)]
+    others = [one for one in commands
+              if not isinstance(one, frames.Ask | frames.Look | frames.Cancel)]  # fmt: skip
     waiting = {one.number for one in asks}
-    now: list[frames.Command] = [frames.Cancel(number) for number in cancelled - waiting]
-    left: list[frames.Command] = [one for one in asks if one.number not in cancelled]
+    now = [*others, *(frames.Cancel(number) for number in cancelled - waiting)]
+    left = [one for one in asks if one.number not in cancelled]
     return now + left[:1], left[1:]
 
 
 class Worker:
     """A model that answers."""
 
-    def __init__(self, command: frames.Open, connection: socket.socket, inbox: Inbox) -> None:
-        self._connection, self._inbox = connection, inbox
-        start()
-        accelerators = devices()
-        if command.memory_limit is not None and not accelerators:
-            slack = _SLACK + command.threads * _STACK
-            limit(resource.RLIMIT_DATA, command.memory_limit + slack)
-        served = open_model(command, accelerators, lambda share: self._send(frames.Progress(share)))
-        self._served = served
-        device = ", ".join(one.name for one in accelerators) or "cpu"
-        self._send(frames.Ready(served.numerics(device), device, served.capabilities, served.notes))
+    def __init__(self, served: Served, connection: socket.socket, inbox: Inbox) -> None:
+        self._served, self._connection, self._inbox = served, connection, inbox
 
     @property
     def idle(self) -> bool:
@@ -168,8 +193,8 @@ class Worker:
         assert isinstance(command, frames.Ask | frames.Look)
         self._send(_rejection(command.number, error))
 
-    def step(self) -> None:
-        """What cannot be passed on ends its own answer."""
+    def step(self) -> bool:
+        """Whether something was told. What cannot be passed on ends its own answer."""
         ready = b""
         for outcome in self._served.step():
             try:
@@ -178,6 +203,7 @@ class Worker:
                 self._served.cancel(outcome.number)
                 ready += frames.encode(_rejection(outcome.number, RequestError(str(error)[:300])))
         self._connection.sendall(ready)
+        return bool(ready)
 
     def _send(self, record: frames.Report) -> None:
         self._connection.sendall(frames.encode(record))

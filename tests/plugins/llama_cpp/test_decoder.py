@@ -10,6 +10,7 @@ import pytest
 from meshnode_llama_cpp.context import Context, Plan
 from meshnode_llama_cpp.decoder import Decoder
 from meshnode_llama_cpp.draft import Draft
+from meshnode_llama_cpp.drawing import Drawing
 from meshnode_llama_cpp.frames import Answer, Rejected
 from meshnode_llama_cpp.grammar import Grammars, Matcher
 from meshnode_llama_cpp.model import Model
@@ -17,6 +18,7 @@ from meshnode_llama_cpp.prompt import Prompts
 from meshnode_llama_cpp.scheduler import EXACT
 from meshnode_llama_cpp.seats import Seats
 from meshnode_llama_cpp.sequence import Task
+from meshnode_llama_cpp.steps import Here
 
 from p2p_mesh.core.names import ModelId, RequestId
 from p2p_mesh.core.records import (
@@ -52,8 +54,10 @@ class Table:
         if drafting:
             more["draft"] = Draft(model, Context(model, plan), model, slots)
         self._prompts = Prompts(model, CONTEXT)
+        grammars = Grammars(model)
         self.decoder = Decoder(
-            model, context, seats=Seats(context, slots), grammars=Grammars(model), limits=EXACT,
+            model, Here(context, Drawing(context, model, grammars)), seats=Seats(context, slots),
+            grammars=grammars, limits=EXACT,
             context_length=CONTEXT, **more,
         )  # fmt: skip
         self.answers: dict[int, list[Delta]] = defaultdict(list)

@@ -20,7 +20,7 @@ def ask(number: int) -> frames.Ask:
 
 def inbox_of(*commands: frames.Command) -> Inbox:
     ours, theirs = socket.socketpair()
-    inbox = Inbox(theirs)
+    inbox = Inbox(theirs, frames.commands())
     with ours, theirs:
         reader = threading.Thread(target=inbox._read)
         reader.start()
