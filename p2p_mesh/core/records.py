@@ -29,6 +29,8 @@ MAX_TOOLS = 128
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
+MAX_PACKAGES = 64
+"""Packages that an announcement names."""
 MAX_INPUTS = 256
 """Texts of one query; the front cuts longer lists into several."""
 
@@ -274,6 +276,8 @@ class Resources(Record, frozen=True, kw_only=True):
     memory_free: Count
     threads: Count
     device: ShortText = "cpu"
+    bandwidth: Annotated[float, Meta(ge=0, le=1e15)] = 0.0
+    """Bytes of weights that its engines read in a second, as measured once; 0: not measured."""
 
 
 class ServedModel(Record, frozen=True, kw_only=True):
@@ -334,5 +338,12 @@ class Announcement(Record, frozen=True, kw_only=True):
     resources: Resources
     models: Annotated[tuple[ServedModel, ...], Meta(max_length=256)] = ()
     held: Annotated[tuple[Held, ...], Meta(max_length=256)] = ()
+    backends: Annotated[tuple[ShortText, ...], Meta(max_length=32)] = ()
+    """What it can run models with: who names `skippy` takes stages of others' models."""
+    packages: Annotated[
+        tuple[Annotated[Digest, Meta(pattern=r"\A[0-9a-f]{64}\Z")], ...],
+        Meta(max_length=MAX_PACKAGES),
+    ] = ()
+    """Manifests of packages of which it serves parts."""
     addresses: Annotated[tuple[ShortText, ...], Meta(max_length=32)] = ()
     """Multiaddrs without the peer id."""

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
-from p2p_mesh.core.names import Digest, ModelId, PeerId
+from p2p_mesh.core.names import ModelId, PeerId
+from p2p_mesh.core.package import Manifest, PackageRef
 from p2p_mesh.core.records import (
     Announcement,
     Delta,
@@ -23,8 +24,12 @@ from p2p_mesh.core.records import (
     Reply,
     Resources,
 )
+from p2p_mesh.core.stages import Topology
 
 Capability = Literal["generate", "embed", "rerank", "forward", "vision", "audio"]
+
+
+Wire = Literal["f32", "f16", "q8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,14 @@ class Load:
     """A small model of the same vocabulary that guesses."""
     projector: ModelFile | None = None
     """What turns images or sounds into embeddings of this model (`mmproj`)."""
+    split: bool = False
+    """It is to be cut into stages, even where it fits whole."""
+    topology: Topology | None = None
+    """Which node computes which layers; None: as planned."""
+    most_round_trip: float = 0.08
+    """Seconds between two nodes that hold stages, at most."""
+    wire: Wire = "f32"
+    """How activations travel between stages."""
     progress: Callable[[float], None] = field(default=lambda _: None, compare=False)
     """Called with 0.0 to 1.0 while the model loads."""
 
@@ -64,6 +77,10 @@ class Fit:
     memory_bytes: int
     tokens_per_second: float | None = None
     """Expected decode speed of one sequence; None where nothing was measured."""
+    is_split: bool = False
+    """Other nodes take part. Whoever runs it whole comes first, but where the load wants stages.
+    `memory_bytes` is then what it takes here at least: the backend leases what the plan adds.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +121,63 @@ class Stream(Protocol):
         """
         ...
 
+    def send_nowait(self, frame: bytes) -> bool:
+        """Sends it if that needs no waiting, and else nothing of it. Raises Unavailable."""
+        ...
+
+    async def listen(self, hear: Callable[[bytes], None]) -> None:
+        """Gives every frame from now on to `hear`, within the turn of the loop in which it came.
+        Ends with what `receive` would raise, or with what `hear` raises.
+        """
+        ...
+
+
+class Package(Protocol):
+    """A model as a layer package, of which this node has all, some, or no parts yet. A plain GGUF
+    file is one too: its parts are ranges of it.
+    """
+
+    @property
+    def ref(self) -> PackageRef: ...
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def metadata(self) -> Path:
+        """A GGUF file with all keys of the model, the tokenizer too; its tensors do not count."""
+        ...
+
+    async def fetch(
+        self, artifacts: Sequence[str], progress: Callable[[float], None] = lambda _: None
+    ) -> Sequence[Path]:
+        """GGUF files of this machine that together hold the tensors of those artifacts (paths of
+        the manifest): fetched from peers or the hub where they are missing, and checked. Raises
+        Unavailable where nobody has one, ModelError where the disk may hold no more.
+        """
+        ...
+
 
 class Mesh(Protocol):
     """The narrow port through which a backend sees the mesh."""
+
+    def me(self) -> PeerId:
+        """This node. Raises Unavailable while it is not connected yet."""
+        ...
+
+    def resources(self) -> Resources:
+        """What this node has to work with now, less what is leased."""
+        ...
+
+    def round_trip(self, peer: PeerId) -> float | None:
+        """Seconds to a peer and back, as measured; None: not yet."""
+        ...
+
+    async def package(self, wanted: ModelFile | PackageRef) -> Package:
+        """A model of this node, or one that a peer plans with. Raises ModelError for what is no
+        package, Unavailable where nobody has its manifest.
+        """
+        ...
 
     def peers(self) -> Sequence[tuple[PeerId, Announcement]]:
         """The members that announce themselves, without this node."""
@@ -124,10 +195,6 @@ class Mesh(Protocol):
 
     def lease(self, memory_bytes: int) -> AbstractAsyncContextManager[None]:
         """Holds that much of this node's memory against other loads. Raises Unavailable."""
-        ...
-
-    async def fetch(self, digest: Digest) -> Path:
-        """A local copy of the file with that SHA-256. Raises Unavailable if nobody has it."""
         ...
 
 
@@ -206,5 +273,16 @@ class Backend(Protocol):
         """Loads the model; the engine lives as long as the context. `load` has the context and
         slots of the Fit that was chosen, whose memory the caller has leased.
         Raises ModelError if the model is at fault, EngineDied if the engine died while loading.
+        """
+        ...
+
+
+@runtime_checkable
+class Attached(Protocol):
+    """A backend that has to do with other nodes' models too."""
+
+    def attach(self, mesh: Mesh) -> None:
+        """Called once, when the node starts and before any model is opened: the time to `serve`
+        protocols. May not wait.
         """
         ...

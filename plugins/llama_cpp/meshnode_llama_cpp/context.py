@@ -86,6 +86,9 @@ class Rows:
 class Context:
     """The KV cache of a model and the computation over it."""
 
+    takes_forgetful = False
+    """Whether a model will do that keeps nothing of what it read, as diffusion models."""
+
     def __init__(self, model: Model, plan: Plan) -> None:
         params = L.llama_context_default_params()
         params.n_ctx = plan.context * plan.slots
@@ -97,6 +100,8 @@ class Context:
         params.swa_full = plan.is_exact
         params.type_k = params.type_v = _TYPES[plan.kv_type]
         params.no_perf = True  # and flash_attn_type as it is: on, where device and model allow it
+        self.outputs: int = params.n_outputs_max
+        self._adapt(params)
         self.handle = L.llama_init_from_model(model.handle, params)
         self._memory = L.llama_get_memory(self.handle) if self.handle else None
         if not self.handle:
@@ -104,10 +109,9 @@ class Context:
                 f"llama.cpp makes no context of {plan.context} x {plan.slots} for {model.name}: "
                 f"{complaint()}"
             )
-        if not self._memory:
+        if not self._memory and not self.takes_forgetful:
             raise ModelError(f"{model.name} has no memory of what it read: it cannot write")
         self.rows = Rows(plan.rows)
-        self.outputs: int = params.n_outputs_max
         cells = model.window + plan.rows if model.window and not plan.is_exact else 0
         # To move a slot's cells costs the more, the more of them there are.
         copy = max(COPY, plan.context // 64)
@@ -115,6 +119,14 @@ class Context:
         self.vocabulary = model.token_count
         self._row_type = ctypes.c_float * self.vocabulary
         self._warm(max(0, model.begin))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it keeps anything of what it read."""
+        return bool(self._memory)
+
+    def _adapt(self, params: Any) -> None:
+        """What a kind of context has otherwise (llama_context_params)."""
 
     def decode(self) -> None:
         """Computes the rows. RuntimeError ends the process: nothing here is known to be whole."""
@@ -128,6 +140,10 @@ class Context:
         found = L.llama_get_logits_ith(self.handle, row)
         data: Any = self._row_type.from_address(ctypes.addressof(found.contents))
         return np.frombuffer(data, np.dtype(np.float32))
+
+    def clear(self) -> None:
+        """Frees what all sequences hold."""
+        L.llama_memory_clear(self._memory, True)
 
     def forget(self, slot: int) -> None:
         """Frees what a sequence holds."""
@@ -168,4 +184,4 @@ class Context:
         self.rows.clear()
         self.rows.add(0, 0, [token], outputs=1)
         self.decode()
-        L.llama_memory_clear(self._memory, True)
+        self.clear()

@@ -138,8 +138,8 @@ class Decoder:
         self._calls.clear()
         self._seats.clear()
         for sequence in list(self._live):
-            if sequence in self._live and sequence.is_scored and not sequence.is_writing:
-                # Half of its scores have gone out: they cannot be had again without the others.
+            if sequence in self._live and sequence.is_half_scored:
+                # They cannot be had again without those that have gone out.
                 self._refuse(sequence, EngineDied("a part of the model was lost while it read"))
         for sequence in self._live:
             sequence.read_again()
@@ -254,6 +254,7 @@ class Decoder:
     # Guesses
 
     def _guess(self, writing: list[Sequence]) -> None:
+        self._pace.delay = self._steps.delay
         if not writing or not (self._speculates or self._draft):
             return
         if any(one.is_scored for one in self._live):

@@ -23,15 +23,19 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from subprocess import DEVNULL, PIPE
+from typing import Any
 
 import psutil
 import trio
+from msgspec import Struct
 
 from meshnode_llama_cpp import frames
 from meshnode_llama_cpp.template import HELD
 from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply
 from p2p_mesh.errors import EngineDied, MeshError, ModelError, RequestError, from_code
 from p2p_mesh.serve.backend import Description, Fit, Load
+
+WORKER = "meshnode_llama_cpp.worker"
 
 GRACE = 1.0
 """Seconds that an engine which was asked to end has, and again after it was killed."""
@@ -108,10 +112,18 @@ class LlamaEngine:
     """An open model. Made by `run_engine`."""
 
     def __init__(
-        self, load: Load, plan: Fit, process: trio.Process, stream: trio.SocketStream
+        self,
+        name: str,
+        plan: Fit,
+        process: trio.Process,
+        stream: trio.SocketStream,
+        *,
+        progress: Callable[[float], None],
+        reports: Callable[[], frames.Frames[Any]] = frames.reports,
     ) -> None:
-        self._name = load.model.id
-        self._progress = load.progress
+        self._name = name
+        self._progress = progress
+        self._reports = reports
         self._plan = plan
         self._process = process
         self._stream = stream
@@ -164,7 +176,7 @@ class LlamaEngine:
         assert not isinstance(word, Delta)
         return word
 
-    def _begin(self, most: int, command: Callable[[int], frames.Command]) -> tuple[int, Words]:
+    def _begin(self, most: int, command: Callable[[int], Struct]) -> tuple[int, Words]:
         """Asks, and makes the queue for what comes: at most so many words."""
         if self._ended.is_set() or self._closing:
             raise EngineDied(self._reason or f"the engine of {self._name} was closed")
@@ -196,7 +208,30 @@ class LlamaEngine:
                 with trio.move_on_after(GRACE):
                     await self._process.wait()
 
-    def _post(self, command: frames.Command) -> None:
+    @asynccontextmanager
+    async def running(self, command: Struct) -> AsyncIterator[None]:
+        """Opens the model with this command, and ends the process when the context is left.
+        Raises ModelError and EngineDied.
+        """
+        try:
+            with alone():
+                async with trio.open_nursery() as nursery:
+                    try:
+                        nursery.start_soon(self._send)
+                        nursery.start_soon(self._listen)
+                        assert self._process.stderr is not None
+                        nursery.start_soon(self._hear, self._process.stderr)
+                        self._post(command)
+                        await self._wait_ready()
+                        yield
+                    finally:
+                        await self.close()
+                        nursery.cancel_scope.cancel()
+        finally:
+            self._settle()
+            self._stream.socket.close()
+
+    def _post(self, command: Struct) -> None:
         """Never waits, so that nothing is cancelled in the middle of a frame."""
         try:
             frame = frames.encode(command)
@@ -212,7 +247,7 @@ class LlamaEngine:
 
     async def _listen(self) -> None:
         """Reads until the connection ends; then it tells why."""
-        records = frames.reports()
+        records = self._reports()
         try:
             while data := await self._receive():
                 for report in records.feed(data):
@@ -242,7 +277,7 @@ class LlamaEngine:
             self._tail.append(_readable(line))
         self._heard_all.set()
 
-    def _take(self, report: frames.Report) -> None:
+    def _take(self, report: Any) -> None:
         match report:
             case frames.Progress(share):
                 self._progress(share)
@@ -306,42 +341,33 @@ class LlamaEngine:
 @asynccontextmanager
 async def run_engine(load: Load, plan: Fit) -> AsyncIterator[LlamaEngine]:
     """Starts a process, loads the model, and ends the process when the context is left."""
-    process, stream = await _start()
-    engine = LlamaEngine(load, plan, process, stream)
-    try:
-        with _alone():
-            async with trio.open_nursery() as nursery:
-                try:
-                    nursery.start_soon(engine._send)
-                    nursery.start_soon(engine._listen)
-                    assert process.stderr is not None
-                    nursery.start_soon(engine._hear, process.stderr)
-                    engine._post(_open_command(load, plan))
-                    await engine._wait_ready()
-                    yield engine
-                finally:
-                    await engine.close()
-                    nursery.cancel_scope.cancel()
-    finally:
-        engine._settle()
-        stream.socket.close()
+    process, stream = await start(WORKER)
+    engine = LlamaEngine(load.model.id, plan, process, stream, progress=load.progress)
+    async with engine.running(_open_command(load, plan)):
+        yield engine
 
 
-async def _start() -> tuple[trio.Process, trio.SocketStream]:
+async def start(worker: str, *more: socket.socket) -> tuple[trio.Process, trio.SocketStream]:
+    """A process of that module, which is given one end of a socket pair, and `more`. All that it
+    is given is closed on this side.
+    """
     ours, theirs = socket.socketpair()
-    with theirs:
-        try:
-            process = await trio.lowlevel.open_process(
-                [sys.executable, "-P", "-m", "meshnode_llama_cpp.worker", str(theirs.fileno())],
-                stdin=DEVNULL,
-                stdout=DEVNULL,
-                stderr=PIPE,
-                env=environment(os.environ, sys.path),
-                pass_fds=[theirs.fileno()],
-            )
-        except BaseException:
-            ours.close()
-            raise
+    given = [str(one.fileno()) for one in (theirs, *more)]
+    try:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-P", "-m", worker, *given],
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=PIPE,
+            env=environment(os.environ, sys.path),
+            pass_fds=[int(one) for one in given],
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        for one in (theirs, *more):
+            one.close()
     ours.setblocking(False)
     return process, trio.SocketStream(trio.socket.from_stdlib_socket(ours))
 
@@ -352,7 +378,7 @@ def _open_command(load: Load, plan: Fit) -> frames.Open:
         path=load.model.path,
         context=plan.context,
         slots=plan.slots,
-        threads=load.threads or _threads(),
+        threads=load.threads or threads(),
         memory_limit=load.memory_limit,
         kv_type=load.kv_type or "f16",
         gpu_layers=load.gpu_layers,
@@ -363,7 +389,7 @@ def _open_command(load: Load, plan: Fit) -> frames.Open:
     )
 
 
-def _threads() -> int:
+def threads() -> int:
     """One for each physical core, but always one processor less than there are.
 
     llama.cpp's threads wait for one another, spinning, some hundred times a token. Where another
@@ -377,7 +403,7 @@ def _threads() -> int:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Takes the one error of a nursery out of its group: the tasks of an engine raise none."""
     try:
         yield

@@ -106,7 +106,7 @@ Report = Progress | Ready | Failed | Answer | Replied | Rejected
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode(record: Command | Report) -> bytes:
+def encode(record: Struct) -> bytes:
     """A frame; ValueError for a record that is too large or that holds broken Unicode."""
     body = _encoder.encode(record)
     if len(body) > MAX_FRAME:

@@ -15,7 +15,8 @@ from typing import Any
 import llama_cpp
 import llama_cpp.llama_cpp as L
 
-__all__ = ["Device", "L", "complaint", "devices", "log", "numerics", "start"]
+__all__ = ["Device", "L", "complaint", "devices", "log", "numerics", "open_library",
+           "start"]  # fmt: skip
 
 _INFO, _WARNING, _ERROR, _CONTINUES = 2, 3, 4, 5  # GGML_LOG_LEVEL_*
 _MOST_COMPLAINTS = 16
@@ -61,9 +62,7 @@ def devices() -> list[Device]:
     """The accelerators with memory that llama.cpp would use; none means the CPU."""
     if not L.llama_supports_gpu_offload():
         return []
-    # The names that libllama links to: under another one, a second copy would be mapped.
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    registry, base = (_open(folder, name) for name in ("ggml", "ggml-base"))
+    registry, base = open_library("ggml"), open_library("ggml-base")
     registry.ggml_backend_dev_count.restype = ctypes.c_size_t
     registry.ggml_backend_dev_get.restype = ctypes.c_void_p
     registry.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
@@ -91,7 +90,11 @@ def _fingerprint(path: Path) -> str:
         return f"{path.stat().st_size:x}-{zlib.crc32(file.read(1 << 20)):08x}"
 
 
-def _open(folder: Path, name: str) -> ctypes.CDLL:
+def open_library(name: str) -> ctypes.CDLL:
+    """One of ggml's, by the name that libllama links to: under another one, a second copy would
+    be mapped.
+    """
+    folder = Path(llama_cpp.__file__).parent / "lib"
     linked = folder / f"lib{name}.so.0"
     return ctypes.CDLL(str(linked if linked.exists() else folder / f"lib{name}.dylib"))
 

@@ -75,6 +75,8 @@ class Pace:
         """The most other rows that were measured beside writing ones."""
         self._since = 0
         """Steps since one had none."""
+        self.delay = 0.0
+        """Seconds of a step that do not depend on its rows."""
 
     def observe(self, writing: int, others: int, seconds: float) -> None:
         """A step took that long."""
@@ -94,7 +96,7 @@ class Pace:
     def more(self, others: int) -> float | None:
         """Seconds that so many other rows add; None: not known yet."""
         one = self._writing.get(1)
-        known = self._others if one is None else {0: one, **self._others}
+        known = self._others if one is None else {0: max(one - self.delay, 0.0), **self._others}
         return _between(known, others) if others else 0.0
 
     def beside(self, writing: int) -> int:

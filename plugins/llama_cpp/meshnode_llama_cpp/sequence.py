@@ -144,11 +144,17 @@ class Sequence(Sitter):
         following = self.keys[self.read + 1 : min(self.read + 1 + count, self.start)]
         return (*following, *[-1] * (count - len(following)))
 
+    @property
+    def is_half_scored(self) -> bool:
+        """Some of its prompt's scores have gone out, and perhaps not all."""
+        return self.is_scored and self.was_scored and not self.choice.tokens
+
     def read_again(self) -> None:
         """The cache has nothing of it any more: what it wrote is read, as its prompt is."""
         self.read = self.highest = self.flying = 0
         self.start = len(self.keys)
         self.read_first = 0
+        self.is_scored = self.is_scored and not self.was_scored
         self.guesses = []
 
     def grown(self, parts: list[Grown]) -> Grown:

@@ -40,11 +40,8 @@ Outcome = frames.Answer | frames.Rejected
 Progress = Callable[[float], None]
 
 
-class Served(Protocol):
-    """A model in its process."""
-
-    capabilities: tuple[Capability, ...]
-    notes: tuple[str, ...]
+class Asked(Protocol):
+    """What answers requests and queries, in its process."""
 
     @property
     def idle(self) -> bool:
@@ -64,6 +61,13 @@ class Served(Protocol):
     def step(self) -> Sequence[Outcome]:
         """Computes a little, if there is anything."""
         ...
+
+
+class Served(Asked, Protocol):
+    """A model that is loaded."""
+
+    capabilities: tuple[Capability, ...]
+    notes: tuple[str, ...]
 
     def numerics(self, device: str) -> str: ...
 

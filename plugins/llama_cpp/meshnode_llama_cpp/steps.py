@@ -74,6 +74,11 @@ class Steps(Protocol):
         ...
 
     @property
+    def delay(self) -> float:
+        """Seconds of a call in which nothing is computed, however many rows it has."""
+        ...
+
+    @property
     def has_room(self) -> bool:
         """Whether another call may be submitted before a result has come."""
         ...
@@ -104,7 +109,7 @@ class Steps(Protocol):
 class Here:
     """All of it in this process, and at once."""
 
-    has_room = True
+    has_room, delay = True, 0.0
 
     def __init__(self, context: Context, drawing: Drawing) -> None:
         self._context, self._drawing = context, drawing

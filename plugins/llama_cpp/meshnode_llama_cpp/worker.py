@@ -29,7 +29,7 @@ from typing import Any
 
 from meshnode_llama_cpp import frames
 from meshnode_llama_cpp.library import Device, devices, start
-from meshnode_llama_cpp.served import Served, open_model
+from meshnode_llama_cpp.served import Asked, open_model
 from p2p_mesh.errors import MeshError, RequestError
 
 PATIENCE = 0.01
@@ -165,7 +165,7 @@ def sort(commands: Sequence[Any]) -> tuple[list[Any], list[Any]]:
 class Worker:
     """A model that answers."""
 
-    def __init__(self, served: Served, connection: socket.socket, inbox: Inbox) -> None:
+    def __init__(self, served: Asked, connection: socket.socket, inbox: Inbox) -> None:
         self._served, self._connection, self._inbox = served, connection, inbox
 
     @property

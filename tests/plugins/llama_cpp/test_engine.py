@@ -76,4 +76,4 @@ def test_one_processor_is_left_to_others(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(usable)))
     monkeypatch.setattr(psutil, "cpu_count", lambda logical: physical)
-    assert engine._threads() == threads
+    assert engine.threads() == threads

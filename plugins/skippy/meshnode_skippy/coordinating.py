@@ -1,0 +1,115 @@
+"""The first stage: the prompts, the queue and the texts of a model whose layers lie on several
+nodes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from meshnode_llama_cpp.context import OUTPUTS, Context, Plan
+from meshnode_llama_cpp.decoder import Decoder
+from meshnode_llama_cpp.draft import Draft
+from meshnode_llama_cpp.grammar import Grammars
+from meshnode_llama_cpp.model import Model
+from meshnode_llama_cpp.prefixes import COPY, Rules
+from meshnode_llama_cpp.prompt import Prompts
+from meshnode_llama_cpp.scheduler import EXACT, Limits
+from meshnode_llama_cpp.seats import Seats
+from meshnode_llama_cpp.writing import Writing
+
+from meshnode_skippy.frames import OpenStage
+from meshnode_skippy.pipeline import Ring
+from meshnode_skippy.wire import Batch, Result
+
+ROWS = 64
+"""Of one batch: small ones keep all stages at work on a prompt, and cost little more a row."""
+
+
+def limits(command: OpenStage) -> Limits:
+    return EXACT if command.deterministic else Limits(rows=ROWS)
+
+
+def plan(command: OpenStage) -> Plan:
+    """What the context of any stage is made for."""
+    return Plan(
+        command.context,
+        command.slots,
+        command.threads,
+        limits(command).rows,
+        command.kv_type,
+        command.deterministic,
+    )
+
+
+class Coordinator(Writing):
+    """Answers requests through the ring. `compute` does the first stage's part of a batch, and
+    sends it on.
+    """
+
+    def __init__(
+        self,
+        command: OpenStage,
+        compute: Callable[[Batch], None],
+        *,
+        gpu_layers: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        model = Model(
+            command.metadata, name=command.name, progress=lambda _: None, part="vocabulary"
+        )
+        model.check_writes()
+        grammars = Grammars(model)
+        grammars.prepare()
+        self._ring = Ring(
+            compute,
+            stages=command.stages,
+            rules=rules(model, command),
+            rows=limits(command).rows,
+            outputs=min(limits(command).rows, max(command.slots, OUTPUTS)),
+            clock=clock,
+        )
+        decoder = Decoder(
+            model,
+            self._ring,
+            seats=Seats(self._ring.memory, command.slots),
+            grammars=grammars,
+            limits=limits(command),
+            context_length=command.context,
+            speculates=command.speculation,
+            draft=_draft(model, command, gpu_layers),
+        )
+        prompts = Prompts(model, command.context)
+        super().__init__(model, prompts, decoder, context_length=command.context)
+
+    def restart(self, epoch: int) -> None:
+        """The ring is up: what lives is read again, from the beginning."""
+        self._ring.restart(epoch)
+        self._decoder.restart()
+
+    def hear(self, result: Result) -> None:
+        self._ring.hear(result)
+
+    @property
+    def sent(self) -> int:
+        """Batches that were made."""
+        return self._ring.number
+
+
+def rules(model: Model, command: OpenStage) -> Rules:
+    """What the memories of all stages allow together."""
+    cells = 0 if command.deterministic or not command.window else command.window + ROWS
+    return Rules(trims=not model.is_recurrent, cells=cells, copy=max(COPY, command.context // 64))
+
+
+def _draft(model: Model, command: OpenStage, gpu_layers: int) -> Draft | None:
+    if command.draft is None:
+        return None
+    small = Model(
+        command.draft,
+        name=command.draft.rpartition("/")[2],
+        progress=lambda _: None,
+        gpu_layers=-1 if gpu_layers else 0,
+    )
+    small.check_writes()
+    return Draft(small, Context(small, plan(command)), model, command.slots)

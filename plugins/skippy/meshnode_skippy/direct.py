@@ -1,0 +1,136 @@
+"""A link between two workers without their nodes between: TCP, sealed with a key that the nodes
+have agreed on over the mesh (specs/activations/README.md).
+
+One way: who dials sends, who listens receives. Each frame is its length as four little-endian
+bytes, then AES-256-GCM of the body, whose nonce is the number of the frame. The first frame is
+empty: it shows that the key is known.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from meshnode_skippy.link import BUFFER
+from meshnode_skippy.wire import MAX_BODY
+from p2p_mesh.errors import RemoteError
+
+KEY = 32
+"""Bytes of a key."""
+
+PATIENCE = 1.0
+"""Seconds for a connection to come about, and for its first frame."""
+
+_LENGTH, _TAG, _NONCE = 4, 16, 12
+_STRANGERS = 8  # connections without the key before a listener gives up
+
+
+class Sealed:
+    """One end of a link that is up."""
+
+    def __init__(self, connection: socket.socket, key: bytes) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            connection.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        self._socket = connection
+        self._cipher = AESGCM(key)
+        self._count = 0
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, parts: Sequence[Any]) -> None:
+        """A frame of these parts. Raises OSError where the other end has gone."""
+        body = self._cipher.encrypt(self._nonce(), b"".join(parts), None)
+        views = [memoryview(len(body).to_bytes(_LENGTH, "little")), memoryview(body)]
+        sent = self._socket.sendmsg(views)
+        rest = _LENGTH + len(body) - sent
+        if rest:
+            self._socket.sendall(memoryview(body)[-rest:])
+
+    def receive(self) -> bytearray:
+        """The next frame. Raises EOFError and OSError where the other end has gone, RemoteError
+        where it does not know the key.
+        """
+        length = int.from_bytes(self._read(_LENGTH), "little")
+        if not _TAG <= length <= MAX_BODY + _TAG:
+            raise RemoteError(f"a sealed frame of {length} bytes; {MAX_BODY} is the limit")
+        try:
+            return bytearray(self._cipher.decrypt(self._nonce(), self._read(length), None))
+        except InvalidTag:
+            raise RemoteError("a frame that was sealed with another key") from None
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _nonce(self) -> bytes:
+        self._count += 1
+        return self._count.to_bytes(_NONCE, "little")
+
+    def _read(self, length: int) -> bytearray:
+        data = bytearray(length)
+        view = memoryview(data)
+        while view:
+            count = self._socket.recv_into(view, len(view), socket.MSG_WAITALL)
+            if not count:
+                raise EOFError
+            view = view[count:]
+        return data
+
+
+class Listener:
+    """Waits for the one who has the key."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._strangers = 0
+        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+        both = family == socket.AF_INET6
+        self._socket = socket.create_server(("", 0), family=family, dualstack_ipv6=both)
+
+    @property
+    def port(self) -> int:
+        return int(self._socket.getsockname()[1])
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def is_tired(self) -> bool:
+        """So many came without the key that nobody else is let in."""
+        return self._strangers >= _STRANGERS
+
+    def accept(self) -> Sealed | None:
+        """Whoever is there, if that is the one; anybody else is hung up on."""
+        connection, _ = self._socket.accept()
+        connection.settimeout(PATIENCE)
+        sealed = Sealed(connection, self._key)
+        try:
+            if not sealed.receive():
+                connection.settimeout(None)
+                return sealed
+        except (OSError, EOFError, RemoteError):
+            pass
+        self._strangers += 1
+        sealed.close()
+        return None
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def dial(hosts: Iterable[str], port: int, key: bytes) -> Sealed | None:
+    """A link to whoever listens there; None where it cannot be reached under any address."""
+    for host in hosts:
+        with suppress(OSError):
+            connection = socket.create_connection((host, port), PATIENCE)
+            connection.settimeout(None)
+            sealed = Sealed(connection, key)
+            sealed.send([b""])
+            return sealed
+    return None

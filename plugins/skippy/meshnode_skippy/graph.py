@@ -1,0 +1,235 @@
+"""Two nodes of llama.cpp's graph: the one whose numbers leave a stage, and the one whose numbers
+are replaced by what the stage before has computed.
+
+Theory of operation:
+
+1. llama.cpp asks of each node, in the order of the graph, whether it is wanted (`cb_eval`), and
+   tells of the wanted ones when they are computed. Families name their nodes differently, so a
+   first graph is only read (`study`), and the two nodes are chosen by name.
+2. It asks some 33 times for each layer, so the answer is no by the first four characters of a
+   name, read where they stand: all of the memory is one array of words. That takes a third of
+   the time of a call of ggml's function.
+3. A call of several sequences is computed as several graphs, each of which has as many rows of
+   every sequence in it. `shares` tells which rows those are; the graphs come in that order.
+4. An exception cannot pass through llama.cpp: what goes wrong is kept, and raised afterwards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Container, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from meshnode_llama_cpp.library import L, open_library
+from meshnode_skippy.wiring import Wiring
+from numpy.typing import NDArray
+
+from p2p_mesh.errors import ModelError
+
+Floats = NDArray[np.float32]
+Numbers = NDArray[np.int32]
+
+INPUTS = frozenset((
+    b"embd", b"inp_scaled", b"inpL", b"inp_norm", b"inp_norm-0", b"embd_norm", b"hc_init",
+    b"inp_hc",
+))  # fmt: skip
+"""What block 0 is fed is the last of them that a graph has."""
+OUTPUTS = (b"l_out-%d", b"nemotron_h_block_out-%d", b"l_last-%d", b"ffn_residual-%d")
+"""A block's output is the first of them that a graph has."""
+
+_FLOAT = _WORD = 4
+_ANYWHERE = 1 << 46
+"""Words: as far as the addresses of a process go."""
+
+
+class _Tensors:
+    """What ggml tells of its tensors, which are addresses here."""
+
+    def __init__(self) -> None:
+        base = open_library("ggml-base")
+        self._name = base.ggml_get_name
+        self._name.restype, self._name.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        self.size = base.ggml_nbytes
+        self.size.restype, self.size.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
+        moved = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+        self.read, self.write = base.ggml_backend_tensor_get, base.ggml_backend_tensor_set
+        for function in (self.read, self.write):
+            function.restype, function.argtypes = None, moved
+
+    @property
+    def name_offset(self) -> int:
+        """Where in a tensor its name stands. The address is not looked at."""
+        return int(self._name(_WORD)) - _WORD
+
+    def name(self, tensor: int) -> bytes:
+        return ctypes.string_at(self._name(tensor))
+
+
+class _All:
+    """Holds everything."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def _watcher(
+    offset: int, ask: Callable[[int], bool], tell: Callable[[int], bool]
+) -> tuple[Callable[[int, bool, object], bool], Callable[[Container[int]], None]]:
+    """A callback, and what tells it the first words of the names that it is to ask for."""
+    words = (ctypes.c_uint32 * _ANYWHERE).from_address(0)
+    heads: Container[int] = _All()
+
+    def watch(tensor: int, asks: bool, _data: object) -> bool:
+        if asks:
+            return words[(tensor + offset) >> 2] in heads and ask(tensor)
+        return tell(tensor)
+
+    def narrow(wanted: Container[int]) -> None:
+        nonlocal heads
+        heads = wanted
+
+    return watch, narrow
+
+
+def shares(slots: Numbers) -> list[Numbers] | None:
+    """Which rows each graph of a call has, in its order; None: all of them are in one, as they are.
+    The rows of a sequence stand together, and sequences rise (llama.cpp: split_equal).
+    """
+    count = len(slots)
+    if slots[0] == slots[-1] or int(slots[-1] - slots[0]) == count - 1:
+        return None
+    starts = np.flatnonzero(np.diff(slots, prepend=-1))
+    left = [(int(slots[start]), int(start), int(end))
+            for start, end in zip(starts, [*starts[1:], count], strict=True)]  # fmt: skip
+    found: list[Numbers] = []
+    while left:
+        run = [one for place, one in enumerate(left) if one[0] - left[0][0] == place]
+        rows = min(end - start for _, start, end in run)
+        found.append(np.concatenate([np.arange(start, start + rows) for _, start, _ in run]))
+        run = [(slot, start + rows, end) for slot, start, end in run]
+        left = [one for one in (*run, *left[len(run) :]) if one[1] < one[2]]
+    return found
+
+
+class Graph:
+    """The two nodes of a stage, in every graph that its context computes."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self._wiring = wiring
+        self._tensors = _Tensors()
+        self._sizes: dict[bytes, int] = {}
+        self._entry = self._exit = b""
+        self.width = self.width_given = 0
+        """Numbers of a row that leaves, and of one that is put in; 0: none."""
+        self._shares: Sequence[Numbers | None] = (None,)
+        self._rows = 0
+        self._entered = self._left = 0
+        """Graphs of this call that have come so far."""
+        self._given = self._out = np.zeros((0, 0), np.float32)
+        self._failure = ""
+        watch, self._narrow = _watcher(self._tensors.name_offset, self._ask, self._tell)
+        self._callback = L.ggml_backend_sched_eval_callback(watch)
+
+    def attach(self, params: Any) -> None:
+        """To a context that is not made yet. Nothing but `study` may be computed first."""
+        params.cb_eval = self._callback
+
+    def study(self, name: str, rows: int) -> None:
+        """After a call of one row: finds the nodes. `rows`: of the largest call. ModelError where
+        the graph of this model has none of their names.
+        """
+        if self._wiring.entry == "inject":
+            block = self._wiring.entry_block
+            self._entry = self._find(name, _inputs(self._sizes) if block is None else _of(block))
+            self.width_given = self._sizes[self._entry] // _FLOAT
+        if self._wiring.exit_block is not None:
+            self._exit = self._find(name, _of(self._wiring.exit_block))
+            self.width = self._sizes[self._exit] // _FLOAT
+            self._out = np.empty((rows, self.width), np.float32)
+        wanted = [one for one in (self._entry, self._exit) if one]
+        self._narrow(frozenset(int.from_bytes(one[:_WORD], sys.byteorder) for one in wanted))
+        self._sizes.clear()
+
+    def _find(self, model: str, names: Sequence[bytes]) -> bytes:
+        found = next((one for one in names if one in self._sizes), None)
+        if found is None:
+            wanted = b" or ".join(names or sorted(INPUTS)).decode()
+            raise ModelError(f"{model} computes nothing that is named {wanted}")
+        return found
+
+    def begin(self, rows: int, shares: Sequence[Numbers] | None, given: Floats | None) -> None:
+        """Before a call, with the rows that each of its graphs has; None: one has all."""
+        self._shares, self._rows = shares or (None,), rows
+        self._entered = self._left = 0
+        self._failure = ""
+        if given is not None:
+            self._given = given
+
+    def end(self, rows: int) -> Floats | None:
+        """After it: what leaves. RuntimeError where a node did not come by, or was another."""
+        graphs = len(self._shares)
+        entered = self._entered if self._entry else graphs
+        left = self._left if self._exit else graphs
+        if self._failure or entered != graphs or left != graphs:
+            came = f"of {graphs} graphs, {entered} took the activation and {left} gave one"
+            raise RuntimeError(self._failure or came)
+        return self._out[:rows] if self._exit else None
+
+    # What llama.cpp calls
+
+    def _ask(self, tensor: int) -> bool:
+        name = self._tensors.name(tensor)
+        if self._exit or self._entry:
+            return name == self._exit or name == self._entry
+        self._sizes[name] = self._tensors.size(tensor)
+        return False
+
+    def _tell(self, tensor: int) -> bool:
+        """Answers whether to go on computing."""
+        if self._tensors.name(tensor) == self._entry:
+            return self._enter(tensor)
+        return self._leave(tensor)
+
+    def _enter(self, tensor: int) -> bool:
+        rows = self._share(self._entered)
+        self._entered += 1
+        part = self._given if rows is None else self._given[rows]
+        if not self._fits(tensor, part.nbytes):
+            return False
+        self._tensors.write(tensor, part.ctypes.data, 0, part.nbytes)
+        return True
+
+    def _leave(self, tensor: int) -> bool:
+        rows = self._share(self._left)
+        self._left += 1
+        if rows is None:
+            part = self._out[: self._rows]
+        else:
+            part = np.empty((len(rows), self.width), np.float32)
+        if not self._fits(tensor, part.nbytes):
+            return False
+        self._tensors.read(tensor, part.ctypes.data, 0, part.nbytes)
+        if rows is not None:
+            self._out[rows] = part
+        return not self._wiring.stops
+
+    def _share(self, place: int) -> Numbers | None:
+        """Of a graph; one that was not expected is found out in the end."""
+        return self._shares[min(place, len(self._shares) - 1)]
+
+    def _fits(self, tensor: int, expected: int) -> bool:
+        size = self._tensors.size(tensor)
+        if size != expected:
+            name = self._tensors.name(tensor).decode(errors="replace")
+            self._failure = f"{name} has {size} bytes, not {expected}"
+        return size == expected
+
+
+def _inputs(names: Iterable[bytes]) -> Sequence[bytes]:
+    return [one for one in names if one in INPUTS][-1:]
+
+
+def _of(block: int) -> Sequence[bytes]:
+    return [one % block for one in OUTPUTS]

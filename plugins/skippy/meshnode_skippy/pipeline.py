@@ -1,0 +1,204 @@
+"""The stages of a model as one thing that computes: the first stage's view of the ring.
+
+Each call becomes a batch: what is to be done to the memory first, rows, and what is drawn from
+them. The first stage computes its part at once; the rest comes back as a result. All stages see all
+batches in one order, so their memories agree without a word.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING
+
+import numpy as np
+from meshnode_llama_cpp.drawing import Fed, Start
+from meshnode_llama_cpp.prefixes import Rules
+from meshnode_llama_cpp.steps import Result as Come
+
+from meshnode_skippy.batches import Batches
+from meshnode_skippy.wire import Batch, Order, Orders, Result
+from p2p_mesh.errors import RequestError
+
+if TYPE_CHECKING:
+    from meshnode_llama_cpp.media import Medium, Projector  # its import maps libmtmd
+
+MOST_FLIGHTS = 64
+_SMOOTH = 0.2
+
+
+class Filling:
+    """The rows of the next batch."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.count = 0
+        self.slots, self.positions = np.zeros(most, np.int32), np.zeros(most, np.int32)
+        self.tokens, self.outputs = np.zeros(most, np.int32), np.zeros(most, np.int8)
+
+    def clear(self) -> None:
+        self.count = 0
+
+    def add(self, slot: int, position: int, tokens: list[int], *, outputs: int) -> int:
+        start, end = self.count, self.count + len(tokens)
+        self.slots[start:end] = slot
+        self.positions[start:end] = np.arange(position, position + len(tokens))
+        self.tokens[start:end] = tokens
+        self.outputs[start:end] = 0
+        self.outputs[end - outputs : end] = 1
+        self.count = end
+        return end - outputs
+
+    def batch(self, epoch: int, number: int) -> Batch:
+        made = Batch(epoch, number, 0)
+        made.slots, made.positions = self.slots[: self.count], self.positions[: self.count]
+        made.tokens, made.outputs = self.tokens[: self.count], self.outputs[: self.count]
+        return made
+
+
+class Recorder:
+    """The memory of all stages: what is done to it goes with the next batch."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self._orders: list[Order] = []
+
+    def forget(self, slot: int) -> None:
+        self._orders.append(("forget", slot, 0))
+
+    def trim(self, slot: int, position: int) -> None:
+        self._orders.append(("trim", slot, position))
+
+    def copy(self, source: int, slot: int) -> None:
+        self._orders.append(("copy", source, slot))
+
+    def state_size(self, slot: int) -> int:
+        """More than anybody keeps: a state would have to be kept by every stage."""
+        return 2**62
+
+    def save(self, slot: int) -> bytes:
+        raise NotImplementedError("stages keep no snapshots")
+
+    def restore(self, slot: int, state: bytes) -> None:
+        raise NotImplementedError("stages keep no snapshots")
+
+    def taken(self) -> tuple[Order, ...]:
+        orders, self._orders = tuple(self._orders), []
+        return orders
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    number: int
+    writing: int
+    """Sequences that write in it; 0 where prompts are read beside."""
+    sent: float
+    is_first: bool
+    """Nothing was in flight before it."""
+
+
+class Ring:
+    """Steps of a decoder. `compute` does the first stage's part of a batch and sends it on."""
+
+    def __init__(
+        self,
+        compute: Callable[[Batch], None],
+        *,
+        stages: int,
+        rules: Rules,
+        rows: int,
+        outputs: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._compute, self._clock = compute, clock
+        self._stages = stages
+        self.memory, self.rows, self.outputs = Recorder(rules), Filling(rows), outputs
+        self._begins: dict[int, Start] = {}
+        self._ends: set[int] = set()
+        self._flights: deque[_Flight] = deque()
+        self._come: list[Come] = []
+        self._batches = Batches()
+        self._writing = 0
+        self._around = self._own = self._transit = 0.0
+        """Seconds: of a batch around the ring, in the first stage, and between stages."""
+        self.number = 0
+        """Of the last batch."""
+        self._epoch = 0
+        """0: the ring is not up yet."""
+
+    def restart(self, epoch: int) -> None:
+        """The ring is up anew. Whoever has sequences begins them again."""
+        self._epoch = epoch
+        self._flights.clear()
+        self._come.clear()
+        self._begins.clear()
+        self._ends.clear()
+        self.memory.taken()
+
+    @property
+    def is_flying(self) -> bool:
+        return bool(self._flights)
+
+    @property
+    def delay(self) -> float:
+        return self._transit
+
+    @property
+    def has_room(self) -> bool:
+        room = max(self._stages + 1, self._batches.flights(self._writing) + 1)
+        if self._own:
+            room = max(room, ceil(self._around / self._own) + 1)
+        return bool(self._epoch) and len(self._flights) < min(room, MOST_FLIGHTS)
+
+    def together(self, writing: int) -> int:
+        self._writing = writing
+        return self._batches.together(writing) if writing else 0
+
+    def begin(self, start: Start) -> None:
+        self._ends.discard(start.slot)
+        self._begins[start.slot] = start
+
+    def end(self, slot: int) -> None:
+        if self._begins.pop(slot, None) is None:
+            self._ends.add(slot)
+
+    def look(self, projector: Projector, medium: Medium, *, slot: int, position: int) -> int:
+        raise RequestError("a model in stages takes no images and no sounds", param="messages")
+
+    def submit(self, fed: Sequence[Fed], *, writing: int) -> None:
+        self.number += 1
+        batch = self.rows.batch(self._epoch, self.number)
+        batch.orders = Orders(
+            self.memory.taken(), tuple(self._ends), tuple(self._begins.values()), tuple(fed)
+        )
+        self._begins.clear()
+        self._ends.clear()
+        guessed = sum(len(one.guesses) for one in fed)
+        reads = len(batch.slots) - guessed > writing
+        is_first = not self._flights
+        self._flights.append(_Flight(self.number, 0 if reads else writing, self._clock(), is_first))
+        self._compute(batch)
+        self._own += _SMOOTH * (batch.total - self._own)
+
+    def hear(self, result: Result) -> None:
+        """A result came around. One of an earlier epoch is nobody's any more."""
+        if result.epoch != self._epoch or not self._flights:
+            return
+        flight = self._flights.popleft()
+        if flight.number != result.number:
+            raise RuntimeError(f"result {result.number} came, {flight.number} was expected")
+        around = self._clock() - flight.sent
+        self._around += _SMOOTH * (around - self._around)
+        if flight.is_first:
+            self._transit += _SMOOTH * (around - result.total - self._transit)
+        if flight.writing:
+            alone = result.total + self._transit
+            self._batches.observe(flight.writing, slowest=result.slowest, around=alone)
+        self._come.append(Come(result.drawn, around))
+
+    def results(self) -> list[Come]:
+        found, self._come = self._come, []
+        return found
