@@ -179,6 +179,9 @@ class Context:
         if not L.llama_state_seq_set_data(self.handle, data, len(state), slot):
             raise RuntimeError(f"a state of {len(state)} bytes was not taken")
 
+    def drop(self, state: bytes) -> None:
+        """Nobody will want what `save` gave: nothing is kept here."""
+
     def _warm(self, token: int) -> None:
         """A first token: brings the weights in, and shows here what the model cannot do."""
         self.rows.clear()

@@ -14,8 +14,9 @@ once they were all in use, the same holds there.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
+from typing import Any
 
 COPY = 64
 """Tokens that a copy must save at least."""
@@ -128,25 +129,29 @@ def _read(held: Held) -> Held:
 
 
 class Snapshots:
-    """States that were saved after a prompt, by what had been read; the oldest go first."""
+    """States that were saved after a prompt, by what had been read; the oldest go first. `drop` is
+    told of each that goes.
+    """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
-        self._kept: OrderedDict[tuple[int, ...], bytes] = OrderedDict()
+    def __init__(self, most_bytes: int, drop: Callable[[Any], None] = lambda _: None) -> None:
+        self._most, self._drop = most_bytes, drop
+        self._kept: OrderedDict[tuple[int, ...], Sized] = OrderedDict()
         self.size = 0
 
     def wants(self, keys: Sequence[int], size: int) -> bool:
         """Whether a state of so many bytes is new, and not too large."""
         return size <= self._most and tuple(keys) not in self._kept
 
-    def keep(self, keys: Sequence[int], state: bytes) -> None:
+    def keep(self, keys: Sequence[int], state: Sized) -> None:
         """Of one that it `wants`."""
         self._kept[tuple(keys)] = state
         self.size += len(state)
         while self.size > self._most:
-            self.size -= len(self._kept.popitem(last=False)[1])
+            _, oldest = self._kept.popitem(last=False)
+            self.size -= len(oldest)
+            self._drop(oldest)
 
-    def find(self, prompt: Sequence[int]) -> tuple[int, bytes] | None:
+    def find(self, prompt: Sequence[int]) -> tuple[int, Sized] | None:
         """The longest that the prompt begins with, and its length."""
         before = tuple(prompt[:-1])
         found = max(

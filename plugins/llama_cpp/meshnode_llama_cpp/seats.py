@@ -31,7 +31,7 @@ class Seats:
         self._live: dict[int, Sitter] = {}
         self._seen: dict[int, Held] = {}
         self._clock = count(1)
-        self._snapshots = Snapshots(SNAPSHOTS)
+        self._snapshots = Snapshots(SNAPSHOTS, context.drop)
 
     @property
     def is_full(self) -> bool:
@@ -65,7 +65,8 @@ class Seats:
         self.leave(slot)
 
     def clear(self) -> None:
-        """The cache is empty: who sits in it reads again."""
+        """The cache is empty, and what was saved is gone: who sits in it reads again."""
+        self._snapshots = Snapshots(SNAPSHOTS, self._context.drop)
         self._gone = [Held() for _ in self._gone]
         self._seen.clear()
 

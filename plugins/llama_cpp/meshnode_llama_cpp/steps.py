@@ -8,9 +8,9 @@ part of it. Results come in the order in which calls were submitted.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meshnode_llama_cpp.context import Context
 from meshnode_llama_cpp.drawing import Drawing, Drawn, Fed, Start
@@ -46,9 +46,17 @@ class Memory(Protocol):
 
     def state_size(self, slot: int) -> int: ...
 
-    def save(self, slot: int) -> bytes: ...
+    def save(self, slot: int) -> Sized:
+        """All that a sequence holds; its length is in bytes."""
+        ...
 
-    def restore(self, slot: int, state: bytes) -> None: ...
+    def restore(self, slot: int, state: Any) -> None:
+        """Gives a sequence what `save` had from one."""
+        ...
+
+    def drop(self, state: Any) -> None:
+        """Nobody will want that state any more."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ CHUNK = 16 << 20
 _Type = gguf.GGUFValueType
 _F32, _Q4_0 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q4_0
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)", re.ASCII)
+_TABLES = ("token_embd.weight", "output.weight", "position_embd.weight")
+"""What rows are taken of, or multiplied by: ggml does that with matrices of any type."""
 _NAMES = "general.tensor_extra.name"
 """Names of tensors to which the arrays beside this one (`general.tensor_extra.*`) belong."""
 
@@ -125,13 +127,11 @@ def _copied(name: str, source: _Source, tensor: Tensor) -> _Piece:
     return _Piece(name, tensor.shape, kind, tensor.size, (source, tensor))
 
 
-def _renamed(
-    one: Renamed, found: Mapping[str, tuple[_Source, Tensor]], vocabulary: int
-) -> _Piece:
+def _renamed(one: Renamed, found: Mapping[str, tuple[_Source, Tensor]], vocabulary: int) -> _Piece:
     if one.shape:
         shape = tuple(vocabulary if n == VOCABULARY else n for n in one.shape)
-        is_table = len(shape) > 1 and VOCABULARY in one.shape
-        return _zeros(one.name, shape, _Q4_0 if is_table and shape[0] % 32 == 0 else _F32)
+        is_small = one.name in _TABLES and shape[0] % 32 == 0
+        return _zeros(one.name, shape, _Q4_0 if is_small else _F32)
     source = found.get(one.source) or found.get(one.otherwise)
     if source is None:
         raise ModelError(f"none of the files has the tensor {one.source!r}")
@@ -164,7 +164,7 @@ class _Key:
 
 
 def _values(path: Path) -> dict[str, _Key]:
-    """All keys of a file, with their types. Its header has been checked before the library reads."""
+    """All keys of a file, with their types; its header is checked before the library reads it."""
     with _opened(path):
         pass
     try:
@@ -199,9 +199,7 @@ def _architecture(values: Mapping[str, _Key]) -> str:
     return found.value
 
 
-def _keys(
-    recipe: Recipe, values: Mapping[str, _Key], places: Mapping[str, str]
-) -> dict[str, _Key]:
+def _keys(recipe: Recipe, values: Mapping[str, _Key], places: Mapping[str, str]) -> dict[str, _Key]:
     kept = {name: key for name, key in values.items() if not _is_dropped(name, key, recipe)}
     for name, value in recipe.metadata.items():
         kept.pop(name, None)
@@ -322,8 +320,8 @@ def repeat(source: Path, target: Path, times: int) -> None:
     dense = [at for at, block in enumerate(blocks) if block < leading <= at]
     if leading and header.architecture != "lfm2":
         found[f"{header.architecture}.leading_dense_block_count"] = leading
-    if header.architecture == "ernie4_5-moe" and header.number("interleave_moe_layer_step") > 1:
-        dense = []  # there it is the place in the period that says which layers have experts
+    if header.number("interleave_moe_layer_step") and header.architecture == "ernie4_5-moe":
+        found[f"{header.architecture}.interleave_moe_layer_step"] = 1  # as real files have it
     changes = [_with_experts(header, at, blocks[at], total - 1) for at in dense]
     recipe = Recipe(
         0,

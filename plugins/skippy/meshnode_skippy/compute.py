@@ -14,10 +14,10 @@ import numpy as np
 from meshnode_llama_cpp.context import Context, Plan
 from meshnode_llama_cpp.library import L
 from meshnode_llama_cpp.model import Model
-from meshnode_skippy.graph import Floats, Graph, Numbers, shares
-from meshnode_skippy.wiring import Wiring
 from numpy.typing import NDArray
 
+from meshnode_skippy.graph import Floats, Graph, Numbers, shares
+from meshnode_skippy.wiring import Wiring
 from p2p_mesh.errors import RemoteError
 
 _FOUR_POSITIONS = {8, 24, 40}

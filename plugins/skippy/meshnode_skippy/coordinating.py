@@ -44,7 +44,7 @@ def plan(command: OpenStage) -> Plan:
 
 class Coordinator(Writing):
     """Answers requests through the ring. `compute` does the first stage's part of a batch, and
-    sends it on.
+    sends it on; `state_size`: bytes that it would keep of a slot.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Coordinator(Writing):
         command: OpenStage,
         compute: Callable[[Batch], None],
         *,
+        state_size: Callable[[int], int],
         gpu_layers: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -67,6 +68,7 @@ class Coordinator(Writing):
             rules=rules(model, command),
             rows=limits(command).rows,
             outputs=min(limits(command).rows, max(command.slots, OUTPUTS)),
+            state_size=lambda slot: state_size(slot) * command.stages,
             clock=clock,
         )
         decoder = Decoder(

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 from meshnode_llama_cpp.library import L, open_library
-from meshnode_skippy.wiring import Wiring
 from numpy.typing import NDArray
 
+from meshnode_skippy.wiring import Wiring
 from p2p_mesh.errors import ModelError
 
 Floats = NDArray[np.float32]
@@ -97,10 +97,10 @@ def shares(slots: Numbers) -> list[Numbers] | None:
     """Which rows each graph of a call has, in its order; None: all of them are in one, as they are.
     The rows of a sequence stand together, and sequences rise (llama.cpp: split_equal).
     """
-    count = len(slots)
-    if slots[0] == slots[-1] or int(slots[-1] - slots[0]) == count - 1:
+    count, steps = len(slots), np.diff(slots)
+    if slots[0] == slots[-1] or (steps == 1).all():
         return None
-    starts = np.flatnonzero(np.diff(slots, prepend=-1))
+    starts = [0, *(np.flatnonzero(steps) + 1)]
     left = [(int(slots[start]), int(start), int(end))
             for start, end in zip(starts, [*starts[1:], count], strict=True)]  # fmt: skip
     found: list[Numbers] = []

@@ -59,12 +59,26 @@ class Filling:
         return made
 
 
-class Recorder:
-    """The memory of all stages: what is done to it goes with the next batch."""
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What all stages keep of a sequence under one number."""
 
-    def __init__(self, rules: Rules) -> None:
-        self.rules = rules
+    number: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class Recorder:
+    """The memory of all stages: what is done to it goes with the next batch. `size`: bytes that
+    all stages together would keep of a slot.
+    """
+
+    def __init__(self, rules: Rules, size: Callable[[int], int]) -> None:
+        self.rules, self._size = rules, size
         self._orders: list[Order] = []
+        self._count = 0
 
     def forget(self, slot: int) -> None:
         self._orders.append(("forget", slot, 0))
@@ -76,14 +90,18 @@ class Recorder:
         self._orders.append(("copy", source, slot))
 
     def state_size(self, slot: int) -> int:
-        """More than anybody keeps: a state would have to be kept by every stage."""
-        return 2**62
+        return self._size(slot)
 
-    def save(self, slot: int) -> bytes:
-        raise NotImplementedError("stages keep no snapshots")
+    def save(self, slot: int) -> Saved:
+        self._count += 1
+        self._orders.append(("save", slot, self._count))
+        return Saved(self._count, self._size(slot))
 
-    def restore(self, slot: int, state: bytes) -> None:
-        raise NotImplementedError("stages keep no snapshots")
+    def restore(self, slot: int, state: Saved) -> None:
+        self._orders.append(("restore", slot, state.number))
+
+    def drop(self, state: Saved) -> None:
+        self._orders.append(("drop", 0, state.number))
 
     def taken(self) -> tuple[Order, ...]:
         orders, self._orders = tuple(self._orders), []
@@ -111,11 +129,13 @@ class Ring:
         rules: Rules,
         rows: int,
         outputs: int,
+        state_size: Callable[[int], int],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._compute, self._clock = compute, clock
         self._stages = stages
-        self.memory, self.rows, self.outputs = Recorder(rules), Filling(rows), outputs
+        self.memory, self.rows = Recorder(rules, state_size), Filling(rows)
+        self.outputs = outputs
         self._begins: dict[int, Start] = {}
         self._ends: set[int] = set()
         self._flights: deque[_Flight] = deque()

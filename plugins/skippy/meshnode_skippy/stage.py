@@ -6,12 +6,15 @@ import time
 
 import numpy as np
 from meshnode_llama_cpp.drawing import Drawing, Drawn, Fed
+from meshnode_llama_cpp.memory import SNAPSHOTS
 from numpy.typing import NDArray
 
 from meshnode_skippy.compute import StageContext
 from meshnode_skippy.embeddings import Embeddings
 from meshnode_skippy.wire import Batch, Order
 from p2p_mesh.errors import RemoteError, RequestError
+
+_MOST_SAVED = 4096
 
 
 class Stage:
@@ -29,13 +32,19 @@ class Stage:
         self._context, self._slots, self._length = context, slots, length
         self._embeddings, self._drawing = embeddings, drawing
         self._failed: dict[int, str] = {}
+        self._saved: dict[int, bytes] = {}
         self._epoch = 0
+
+    def state_size(self, slot: int) -> int:
+        """Bytes that this stage would keep of a slot."""
+        return self._context.state_size(slot)
 
     def restart(self, epoch: int) -> None:
         """The ring is up anew: nothing is in the memory."""
         self._epoch = epoch
         self._context.clear()
         self._failed.clear()
+        self._saved.clear()
         for slot in range(self._slots):
             self._end(slot)
 
@@ -80,14 +89,35 @@ class Stage:
             or not _within(batch.tokens, 2**31 - 1)
         ):
             raise RemoteError("the stage before sent rows that this one has no place for")
-        for name, one, other in batch.orders.memory:
-            most = self._length if name == "trim" else self._slots
-            if not (0 <= one < self._slots and 0 <= other <= most):
-                raise RemoteError(f"the stage before ordered {name} {one} {other}")
+        saved = set(self._saved) if batch.epoch == self._epoch else set[int]()
+        for order in batch.orders.memory:
+            if not self._is_possible(order, saved):
+                raise RemoteError(f"the stage before ordered {order}")
         for fed in batch.orders.fed:
             answered = max(int(fed.draws), len(fed.targets)) + len(fed.guesses)
             if not (fed.row >= 0 and fed.row + answered <= rows and 0 <= fed.slot < self._slots):
                 raise RemoteError("the stage before asks for rows that are not there")
+
+    def _is_possible(self, order: Order, saved: set[int]) -> bool:
+        """`saved`: the numbers that are known when it is obeyed."""
+        name, slot, other = order
+        if not 0 <= slot < self._slots:
+            return False
+        match name:
+            case "trim":
+                return 0 <= other <= self._length
+            case "copy":
+                return 0 <= other < self._slots
+            case "save":
+                saved.add(other)
+                return len(saved) <= _MOST_SAVED
+            case "drop":
+                known = other in saved
+                saved.discard(other)
+                return known
+            case "restore":
+                return other in saved
+        return True
 
     def _draw(self, fed: Fed) -> Drawn:
         if not fed.draws and not fed.targets:
@@ -110,6 +140,17 @@ class Stage:
                 self._context.trim(slot, position)
             case ("copy", source, slot):
                 self._context.copy(source, slot)
+            case ("save", slot, number):
+                self._save(slot, number)
+            case ("restore", slot, number):
+                self._context.restore(slot, self._saved[number])
+            case ("drop", _, number):
+                del self._saved[number]
+
+    def _save(self, slot: int, number: int) -> None:
+        self._saved[number] = self._context.save(slot)
+        if sum(map(len, self._saved.values())) > SNAPSHOTS:
+            raise RemoteError("the first stage wants more snapshots kept than a stage keeps")
 
 
 def _within(numbers: NDArray[np.int32], end: int) -> bool:

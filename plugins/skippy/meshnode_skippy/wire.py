@@ -28,8 +28,10 @@ _HEAD = struct.Struct("<BBHIIIIff")
 _BATCH, _RESULT = 1, 2
 _WIRES: tuple[Wire, ...] = ("f32", "f16", "q8")
 
-Order = tuple[Literal["forget", "trim", "copy"], int, int]
-"""Of a memory: `forget` a slot, `trim` a slot to a position, `copy` a slot to another."""
+Order = tuple[Literal["forget", "trim", "copy", "save", "restore", "drop"], int, int]
+"""Of a memory: `forget` a slot, `trim` a slot to a position, `copy` a slot to another, `save` what
+a slot holds under a number, `restore` that to a slot, `drop` the number.
+"""
 
 
 class Orders(Struct, frozen=True, array_like=True):

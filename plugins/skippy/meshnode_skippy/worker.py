@@ -120,7 +120,9 @@ class First:
 
     def __init__(self, command: OpenStage, stage: Stage, hop: Hop, *, gpu_layers: int) -> None:
         self._stage, self._hop, self._wire = stage, hop, command.wire
-        self.coordinator = Coordinator(command, self._compute, gpu_layers=gpu_layers)
+        self.coordinator = Coordinator(
+            command, self._compute, state_size=stage.state_size, gpu_layers=gpu_layers
+        )
 
     def run(self, worker: Worker, inbox: Inbox) -> None:
         """Until the node closes the link."""

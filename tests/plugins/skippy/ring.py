@@ -76,7 +76,9 @@ class Ring:
         self._wire: Wire = opens[0].wire
         self._links: list[deque[bytearray]] = [deque() for _ in opens]
         self.now, self._delay = 0.0, delay
-        self.coordinator = Coordinator(opens[0], self._compute, clock=lambda: self.now)
+        self.coordinator = Coordinator(
+            opens[0], self._compute, state_size=self.stages[0].state_size, clock=lambda: self.now
+        )
         self.answers: dict[int, list[Delta]] = defaultdict(list)
         self.refused: list[Rejected] = []
         self.epoch = 0

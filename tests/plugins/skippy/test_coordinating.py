@@ -91,6 +91,24 @@ def test_a_beginning_that_was_read_is_not_read_again(folder: Path) -> None:
     assert ids(ring.answers[1]) == ids(ring.answers[2])
 
 
+def test_a_state_that_cannot_go_back_is_saved_by_all_stages(folder: Path) -> None:
+    opens = commands(folder, kind="hybrid", deterministic=True)
+    ring = Ring(opens)
+    ring.ask(1, prompt(1, 90), 6)
+    ring.run()
+    ring.ask(2, [*prompt(1, 90), 77], 6)  # not what the first answer went on with
+    both = ring.run()
+    usage = ring.answers[2][-1].usage
+    assert usage is not None
+    assert usage.cached_tokens >= 64
+    alone = Ring(opens)
+    alone.ask(2, [*prompt(1, 90), 77], 6)
+    assert alone.run()[2] == both[2]
+    ring.restart()
+    ring.ask(3, [*prompt(1, 90), 77], 6)
+    assert ring.run()[3] == both[2]
+
+
 def test_cancelled_answers_leave_their_slots(folder: Path) -> None:
     ring = Ring(commands(folder, deterministic=True))
     for number in range(SLOTS + 2):

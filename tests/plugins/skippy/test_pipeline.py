@@ -15,7 +15,9 @@ class Circle:
 
     def __init__(self, stages: int = 2) -> None:
         self.sent: list[Batch] = []
-        self.ring = Ring(self._compute, stages=stages, rules=Rules(), rows=16, outputs=8)
+        self.ring = Ring(
+            self._compute, stages=stages, rules=Rules(), rows=16, outputs=8, state_size=lambda _: 7
+        )
         self.ring.restart(1)
 
     def _compute(self, batch: Batch) -> None:
@@ -97,7 +99,7 @@ def test_a_result_out_of_order_is_a_defect() -> None:
 
 
 def test_nothing_goes_out_before_the_ring_is_up() -> None:
-    ring = Ring(lambda _: None, stages=2, rules=Rules(), rows=16, outputs=8)
+    ring = Ring(lambda _: None, stages=2, rules=Rules(), rows=16, outputs=8, state_size=lambda _: 7)
     assert not ring.has_room
     ring.restart(1)
     assert ring.has_room
@@ -139,13 +141,17 @@ def test_how_many_go_together_is_learned_from_those_that_write() -> None:
     assert circle.ring.together(4) == 2
 
 
-def test_no_snapshots_are_kept() -> None:
-    recorder = Recorder(Rules())
-    assert recorder.state_size(0) > 2**40
-    with pytest.raises(NotImplementedError):
-        recorder.save(0)
-    with pytest.raises(NotImplementedError):
-        recorder.restore(0, b"")
+def test_states_are_kept_by_the_stages_under_a_number() -> None:
+    recorder = Recorder(Rules(), lambda slot: 100 + slot)
+    assert recorder.state_size(3) == 103
+    one, other = recorder.save(3), recorder.save(1)
+    recorder.restore(2, one)
+    recorder.drop(other)
+    assert (len(one), len(other)) == (103, 101)
+    assert recorder.taken() == (
+        ("save", 3, one.number), ("save", 1, other.number), ("restore", 2, one.number),
+        ("drop", 0, other.number),
+    )  # fmt: skip
 
 
 def test_a_batch_sees_the_rows_as_they_were_filled() -> None:

@@ -1,0 +1,379 @@
+"""A node's stages: what it holds of others' models, and of its own.
+
+Theory of operation:
+
+1. One lease is one stream. The coordinator orders, this side performs and reports (lease.py). The
+   end of the stream is the end of the lease, and so is a coordinator that is silent for long, a
+   worker that dies, and a stage that waits for its ring for too long. Then worker and memory are
+   given back at once; the composed file stays in the cache.
+2. The link to the next stage is a stream that this side opens, and from the stage before one that
+   this side is given. Whoever opens one shows the run and the secret of the stage, which its
+   coordinator told it. A newer epoch replaces the link of an older one.
+3. A link that ends is told to the coordinator, which decides. Nothing is made anew from here.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+
+import trio
+from meshnode_llama_cpp import engine
+from meshnode_llama_cpp.engine import alone
+
+from meshnode_skippy import lease, parts
+from meshnode_skippy.frames import OpenStage
+from meshnode_skippy.lease import (
+    Broken,
+    Commit,
+    Committed,
+    Hello,
+    Loaded,
+    Order,
+    Prepare,
+    Prepared,
+    Progress,
+    Renew,
+    Terms,
+    Welcome,
+)
+from meshnode_skippy.local import pipe
+from meshnode_skippy.process import WORKER, StageProcess, run_stage
+from meshnode_skippy.pump import Pump
+from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.wire import ErrorMessage, decode, encode
+from p2p_mesh.errors import (
+    EngineDied,
+    MeshError,
+    ModelError,
+    Overloaded,
+    Refused,
+    RemoteError,
+    Unavailable,
+)
+from p2p_mesh.serve.backend import Mesh, Stream
+
+REPORT_EVERY = 0.25
+"""Seconds between two reports of progress."""
+
+_MOST_WORDS = 64  # that wait for the coordinator to take them
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What only this node's own user says of its own stages."""
+
+    draft: str | None = None
+    memory_limit: int | None = None
+    gpu_layers: int | None = None
+
+
+NOTHING = Own()
+
+
+class Holder:
+    """All stages of one node."""
+
+    def __init__(self, mesh: Mesh, *, worker: str = WORKER) -> None:
+        self._mesh = mesh
+        self._worker = worker
+        self._held: dict[tuple[bytes, int], Held] = {}
+        self._leases: Counter[PeerId] = Counter()
+
+    async def attend(self, stream: Stream, peer: PeerId) -> None:
+        """A lease, from its `prepare` to its end."""
+        await self._hold(stream, peer, NOTHING)
+
+    async def meet(self, stream: Stream, peer: PeerId) -> None:
+        """A link from the stage before, which is a member's or this node's own."""
+        hello: Hello = decode(await _soon(stream), Hello)
+        held = self._held.get((hello.run, hello.stage))
+        if held is None:
+            raise Unavailable("this node does not hold that stage")
+        if not hmac.compare_digest(held.asked.secret, hello.secret):
+            raise Refused("the secret of the stage is another")
+        await held.take(stream, hello.epoch)
+
+    def open(self, peer: PeerId, own: Own = NOTHING) -> AbstractAsyncContextManager[Stream]:
+        """A lease of another node, or of this one."""
+        if peer == self._mesh.me():
+            return _within(lambda stream: self._hold(stream, peer, own))
+        return self._mesh.open_stream(peer, lease.STAGE)
+
+    def process(self, run: bytes, stage: int) -> StageProcess:
+        """The worker of a stage that is loaded here. Raises EngineDied where it is not."""
+        held = self._held.get((run, stage))
+        if held is None or held.process is None:
+            raise EngineDied("the first stage has ended")
+        return held.process
+
+    async def _hold(self, stream: Stream, peer: PeerId, own: Own) -> None:
+        asked = lease.read_prepare(await _soon(stream))
+        with self._counted(peer):
+            held = Held(self._mesh, asked, stream, own, worker=self._worker, reach=self._reach)
+            key = (asked.run, asked.stage)
+            if self._held.setdefault(key, held) is not held:
+                raise Refused("that stage is held already")
+            try:
+                await held.run()
+            finally:
+                del self._held[key]
+
+    @contextmanager
+    def _counted(self, peer: PeerId) -> Iterator[None]:
+        if self._leases[peer] >= lease.LEASES_OF_A_PEER or self._leases.total() >= lease.LEASES:
+            raise Overloaded("this node holds as many stages as it may", retry_after=30.0)
+        self._leases[peer] += 1
+        try:
+            yield
+        finally:
+            self._leases[peer] -= 1
+            self._leases += Counter()  # forgets who has none
+
+    def _reach(self, peer: PeerId) -> AbstractAsyncContextManager[Stream]:
+        """A link to a stage, there or here."""
+        if peer == self._mesh.me():
+            return _within(lambda stream: self.meet(stream, peer))
+        return self._mesh.open_stream(peer, lease.ACTIVATIONS)
+
+
+class Held:
+    """A stage that is held for a coordinator."""
+
+    process: StageProcess | None = None
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        asked: Prepare,
+        stream: Stream,
+        own: Own,
+        *,
+        worker: str,
+        reach: Callable[[PeerId], AbstractAsyncContextManager[Stream]],
+    ) -> None:
+        self.asked = asked
+        self._mesh = mesh
+        self._stream = stream
+        self._own = own
+        self._worker = worker
+        self._reach = reach
+        self._terms = Terms()
+        self._heard = 0
+        """The epoch of the newest link from the stage before."""
+        self._orders, self._given = trio.open_memory_channel[Order](1)
+        self._say, self._words = trio.open_memory_channel[lease.Report](_MOST_WORDS)
+        self._told = -1.0
+        self._pump: Pump | None = None
+
+    async def run(self) -> None:
+        """Until the lease ends. Raises what ended it, where that was not the coordinator."""
+        with alone():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen, nursery.cancel_scope)
+                nursery.start_soon(self._speak, nursery.cancel_scope)
+                try:
+                    await self._perform()
+                finally:
+                    nursery.cancel_scope.cancel()
+
+    async def _listen(self, scope: trio.CancelScope) -> None:
+        """Takes orders, until the coordinator ends the lease, or breaks the rules."""
+        try:
+            while True:
+                with trio.fail_after(lease.SILENCE):
+                    frame = await self._stream.receive()
+                order = lease.read_order(frame)
+                if not isinstance(order, Renew):
+                    self._terms.order(order)
+                    self._orders.send_nowait(order)
+        except (Unavailable, trio.TooSlowError):
+            scope.cancel()
+        except trio.WouldBlock:
+            raise RemoteError("an order came before the last one was done") from None
+
+    async def _speak(self, scope: trio.CancelScope) -> None:
+        try:
+            async for word in self._words:
+                await self._stream.send(encode(word))
+        except Unavailable:
+            scope.cancel()
+
+    def _tell(self, report: lease.Report) -> None:
+        self._terms.report(report)
+        try:
+            self._say.send_nowait(report)
+        except trio.WouldBlock:
+            raise Unavailable("the coordinator takes no reports") from None
+
+    def _progress(self, share: float) -> None:
+        now = trio.current_time()
+        if now - self._told >= REPORT_EVERY:
+            self._told = now
+            self._tell(Progress(share=min(max(share, 0.0), 1.0)))
+
+    async def _next(self) -> Order:
+        with trio.move_on_after(lease.IDLE):
+            return await self._given.receive()
+        raise Unavailable("nobody went on with the stage")
+
+    async def _perform(self) -> None:
+        asked = self.asked
+        package = await self._mesh.package(asked.package)
+        model = await parts.study(
+            package, context=asked.context, slots=asked.slots, kv_type=asked.kv_type,
+            wire=asked.wire,
+        )  # fmt: skip
+        if obstacle := self._obstacle(model.total) or model.obstacle(asked.start, asked.end):
+            raise ModelError(f"layers {asked.start} to {asked.end} can be no stage: {obstacle}")
+        memory = model.need(asked.start, asked.end)
+        async with self._mesh.lease(memory):
+            found = await parts.gather(package, asked.start, asked.end, self._progress)
+            self._tell(Prepared(memory_bytes=memory))
+            await self._next()
+            async with run_stage(
+                self._command(found), progress=self._progress, worker=self._worker
+            ) as process:
+                await self._serve(process)
+
+    def _obstacle(self, total: int) -> str:
+        asked = self.asked
+        if asked.end > total:
+            return f"the model has {total} layers"
+        if (asked.stage == asked.stages - 1) != (asked.end == total):
+            return f"only the last of {asked.stages} stages ends with layer {total}"
+        return ""
+
+    def _command(self, found: parts.Parts) -> OpenStage:
+        asked, most = self.asked, self._mesh.resources().threads
+        return OpenStage(
+            name=asked.model,
+            path=found.path,
+            metadata=found.metadata,
+            wiring=found.wiring,
+            stage=asked.stage,
+            stages=asked.stages,
+            context=asked.context,
+            slots=asked.slots,
+            threads=max(1, min(asked.threads or engine.threads(), most)),
+            embeddings=found.embeddings,
+            window=found.window,
+            memory_limit=self._own.memory_limit,
+            kv_type=asked.kv_type,
+            gpu_layers=self._own.gpu_layers,
+            deterministic=asked.deterministic,
+            speculation=asked.speculation,
+            draft=self._own.draft,
+            wire=asked.wire,
+        )
+
+    # A stage that is loaded
+
+    async def _serve(self, process: StageProcess) -> None:
+        self._pump = Pump(process.link, self._lose)
+        about = process.describe()
+        self._tell(
+            Loaded(
+                numerics=about.numerics[:256],
+                device=about.device[:256],
+                notes=tuple(note[:1024] for note in about.notes[:16]),
+            )
+        )
+        self.process = process
+        try:
+            with alone():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._pump.run)
+                    nursery.start_soon(self._link, self._pump)
+                    reason = await process.wait_ended()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self.process = self._pump = None
+        raise EngineDied(reason)
+
+    async def _link(self, pump: Pump) -> None:
+        """Reaches the next stage as often as it is told to."""
+        commit = await self._next()
+        while True:
+            assert isinstance(commit, Commit)
+            with alone():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._connect, pump, commit)
+                    commit = await self._given.receive()
+                    nursery.cancel_scope.cancel()
+
+    async def _connect(self, pump: Pump, commit: Commit) -> None:
+        """One link to the next stage, until it ends."""
+        pump.aim(None)
+        try:
+            async with self._reach(commit.next) as stream:
+                hello = Hello(
+                    run=self.asked.run, stage=commit.stage, secret=commit.secret,
+                    epoch=commit.epoch,
+                )  # fmt: skip
+                await stream.send(encode(hello))
+                lease.read_welcome(await _soon(stream))
+                pump.aim(stream)
+                self._tell(Committed(epoch=commit.epoch))
+                await stream.listen(_nothing)
+        except MeshError as error:
+            pump.aim(None)
+            self._tell(Broken(epoch=commit.epoch, reason=lease.words(error)))
+
+    def _lose(self, error: MeshError) -> None:
+        self._tell(Broken(epoch=max(1, self._terms.epoch), reason=lease.words(error)))
+
+    async def take(self, stream: Stream, epoch: int) -> None:
+        """A link from the stage before, until it ends."""
+        if self._pump is None:
+            raise Unavailable("the stage is not loaded", retry_after=1.0)
+        if epoch <= self._heard:
+            raise Unavailable(f"epoch {epoch} is over; the last one was {self._heard}")
+        self._heard = epoch
+        hear = self._pump.inlet()
+        await stream.send(encode(Welcome()))
+        try:
+            await stream.listen(hear)
+        except MeshError as error:
+            if epoch == self._heard and self._pump is not None:
+                self._tell(Broken(epoch=epoch, reason=lease.words(error)))
+
+
+def _nothing(frame: bytes) -> None:
+    raise RemoteError("a link is one way")
+
+
+async def _soon(stream: Stream) -> bytes:
+    """A first frame, which nobody takes long to send."""
+    with trio.move_on_after(lease.JOIN):
+        return await stream.receive()
+    raise Unavailable(f"nothing came within {lease.JOIN:g} s")
+
+
+@asynccontextmanager
+async def _within(
+    serve: Callable[[Stream], Awaitable[None]],
+) -> AsyncIterator[Stream]:
+    """A stream to this node itself, served as the network would serve it."""
+    ours, theirs = pipe()
+
+    async def answer() -> None:
+        try:
+            await serve(theirs)
+        except MeshError as error:
+            with suppress(MeshError):
+                theirs.send_nowait(encode(ErrorMessage.of(error)))
+        finally:
+            theirs.close()
+
+    with alone():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            try:
+                yield ours
+            finally:
+                ours.close()
+                nursery.cancel_scope.cancel()
