@@ -5,6 +5,8 @@ The rules are llama.cpp's (0.5.0): what each architecture keeps of a token, and 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from p2p_mesh.core.gguf import Header
 
 _F16, _F32 = 2, 4
@@ -22,6 +24,35 @@ _INTERVALS = frozenset({"qwen35", "qwen35moe", "qwen3next"})
 
 _FULL_EVERY = {"cohere2": 4, "gemma2": 2, "gemma3": 6, "gpt-oss": 2}
 """Architectures whose header may leave out which layers slide: each n-th sees everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What one layer keeps, in bytes: of a token, at f16, and of a sequence, however long."""
+
+    token: int = 0
+    window: int = 0
+    """Tokens that it sees; 0: all."""
+    sequence: int = 0
+
+
+def kept(header: Header) -> tuple[Kept, ...]:
+    """What each layer keeps."""
+    layers = max(0, min(header.number("block_count"), _MOST_LAYERS))
+    if header.architecture in _FORGETFUL:
+        return (Kept(),) * layers
+    heads, width = _heads(header, layers), _token_width(header, layers) * _F16
+    window = max(0, header.number("attention.sliding_window"))
+    slides = _slides(header, layers) if window else (False,) * layers
+    state, has_both = _layer_state(header, layers), header.architecture == "falcon-h1"
+    return tuple(
+        Kept(
+            token=max(0, count * width),
+            window=window if slid else 0,
+            sequence=max(0, state) if has_both or not count else 0,
+        )
+        for count, slid in zip(heads, slides, strict=True)
+    )
 
 
 def sliding(header: Header) -> tuple[int, int]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
 
 from p2p_mesh.core.records import ModelFile
-from p2p_mesh.errors import ModelError
+from p2p_mesh.core.stages import Topology, read_topology
+from p2p_mesh.errors import ModelError, SettingsError
 from p2p_mesh.serve import store
 from p2p_mesh.serve.backend import Load
 from p2p_mesh.settings import Settings
+
+MAX_PLAN = 1 << 20
+"""Bytes of a file that says which node holds which layers."""
 
 
 def load(model: ModelFile, settings: Settings) -> Load:
@@ -20,7 +26,10 @@ def load(model: ModelFile, settings: Settings) -> Load:
 
 
 def plain(model: ModelFile, settings: Settings) -> Load:
-    """Any other model, which has no draft and no projector."""
+    """Any other model, which has no draft and no projector. Raises SettingsError for a plan of
+    stages that cannot be read.
+    """
+    topology = stages(settings.stages) if settings.stages else None
     return Load(
         model,
         context=settings.ctx,
@@ -31,7 +40,37 @@ def plain(model: ModelFile, settings: Settings) -> Load:
         gpu_layers=settings.gpu_layers,
         deterministic=settings.deterministic,
         speculation=settings.speculation,
+        split=settings.split,
+        topology=topology if topology is not None and topology.model == model.id else None,
+        most_round_trip=settings.max_rtt / 1e3,
+        wire=settings.wire,
     )
+
+
+def stages(path: str) -> Topology:
+    """What a file says of which node holds which layers. Raises SettingsError."""
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            data = file.read(MAX_PLAN + 1)
+    except OSError as error:
+        raise SettingsError(
+            f"the plan of stages {path} cannot be read: {error.strerror}"
+        ) from error
+    if len(data) > MAX_PLAN:
+        raise SettingsError(f"the plan of stages {path} has over {MAX_PLAN} bytes: it is none")
+    return read_topology(data)
+
+
+def check_stages(settings: Settings, models: Iterable[ModelFile]) -> None:
+    """Raises SettingsError where the plan of --stages is for a model that is not there: it would
+    be served in another way than its owner wrote.
+    """
+    names = [one.id for one in models]
+    if settings.stages and (wanted := stages(settings.stages).model) not in names:
+        raise SettingsError(
+            f"--stages {settings.stages} is a plan for {wanted}, and this node has "
+            f"{', '.join(names) or 'no model'}"
+        )
 
 
 def _projector(reference: str) -> ModelFile | None:

@@ -13,7 +13,7 @@ from p2p_mesh.core import inventory as announcements
 from p2p_mesh.core.allowance import Allowance
 from p2p_mesh.core.inventory import Inventory, Offer
 from p2p_mesh.core.invite import Credential, Invite, Member, author_of
-from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.names import Digest, PeerId
 from p2p_mesh.core.records import (
     Announcement,
     Delta,
@@ -44,6 +44,9 @@ BURST = 8
 REFILL = BURST * GAP / 2
 """seconds: twice as often as anybody makes one."""
 
+MAX_BACKENDS = 32
+"""That an announcement has room for."""
+
 MAX_NOTED = 8
 """Models of one announcement that are told of, where it brings many."""
 
@@ -70,6 +73,8 @@ class Announcer:
         now: float,
         *,
         held: Iterable[Held] = (),
+        backends: Iterable[str] = (),
+        packages: Iterable[Digest] = (),
         members: int = 1,
     ) -> bytes:
         """The next envelope, newer than every one before it; `members` are in the mesh."""
@@ -83,6 +88,8 @@ class Announcer:
             resources=resources,
             models=tuple(models),
             held=tuple(held),
+            backends=tuple(backends)[:MAX_BACKENDS],
+            packages=tuple(packages),
             addresses=tuple(addresses[:32]),
         )
         return announcements.announce(announcement, self._key, self._credential)

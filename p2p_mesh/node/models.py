@@ -104,7 +104,7 @@ class Models:
                 model=model,
             )  # fmt: skip
 
-    def host(self, wanted: Load | Offer) -> Hosted:
+    def host(self, wanted: Load | Offer, *, is_patient: bool = True) -> Hosted:
         return Hosted(
             wanted,
             self._plugins.backends(),
@@ -113,6 +113,7 @@ class Models:
             journal=self._journal,
             rng=SystemRandom(),
             changed=self._changed,
+            is_patient=is_patient,
         )
 
     # What there is
@@ -129,6 +130,10 @@ class Models:
     def standby(self) -> tuple[ModelFile, ...]:
         """The files that are not served."""
         return tuple(load.model for load in self._files if load.model.id not in self.hosted)
+
+    def files(self) -> tuple[ModelFile, ...]:
+        """Every file that this node knows, served or not."""
+        return tuple(load.model for load in self._files)
 
     def leaving(self) -> tuple[Hosted, ...]:
         """What is being unloaded: it takes no more requests, and its last answers still run."""
@@ -167,7 +172,9 @@ class Models:
         )
 
     def measured(self) -> Resources:
-        """What this node has to work with now; a server elsewhere is no device of it."""
+        """What this node has to work with now, less what is leased: weights that are read from a
+        file in memory count as free there. A server elsewhere is no device of this node.
+        """
         devices = {
             about.device
             for one in self.hosted.values()
@@ -175,8 +182,13 @@ class Models:
         }
         with suppress(OSError):  # no descriptor is free: what was measured last will do
             self._resources = hardware.measure(self._settings.memory_limit)
-        now = self._resources
-        return msgspec.structs.replace(now, device=", ".join(sorted(devices)) or now.device)
+        now, left = self._resources, self._memory.free()
+        return msgspec.structs.replace(
+            now,
+            memory_free=min(now.memory_free, left.memory_free),
+            device=", ".join(sorted(devices)) or now.device,
+            bandwidth=left.bandwidth,
+        )
 
     # While it runs
 
@@ -189,6 +201,10 @@ class Models:
                     self._start(nursery, self.hosted[load.model.id])
             await self._learn_digests()
             await trio.sleep_forever()
+
+    async def find(self, reference: str) -> Load:
+        """How a file would be loaded; it is named as for `load`. Raises ModelError."""
+        return await self._files.find(reference, self.hosted)
 
     async def load(self, reference: str, *, is_planned: bool = False) -> Hosted:
         """Begins to serve a file: the id of one that stands by, the first digits of its digest, a
@@ -207,7 +223,8 @@ class Models:
             why = " ".join(part for part in (chosen.reason, chosen.advice) if part)
             raise ModelError(f"{load.model.id} cannot be served: {why}")
         self._files.add(load)
-        hosted = self.hosted[load.model.id] = self.host(load)
+        # Where it has to wait for other nodes, one that nobody named is left to others.
+        hosted = self.hosted[load.model.id] = self.host(load, is_patient=not is_planned)
         self._start(nursery, hosted, is_planned=is_planned)
         self._changed()
         return hosted

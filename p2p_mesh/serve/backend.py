@@ -165,6 +165,10 @@ class Mesh(Protocol):
         """This node. Raises Unavailable while it is not connected yet."""
         ...
 
+    def name(self) -> str:
+        """What others call this node."""
+        ...
+
     def resources(self) -> Resources:
         """What this node has to work with now, less what is leased."""
         ...

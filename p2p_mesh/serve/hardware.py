@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 
 from p2p_mesh.core.records import Resources
+
+SAMPLE = 32 << 20
+"""Bytes that are read to measure how fast memory is: more than one core's caches hold."""
+MEASURING = 0.02
+"""Seconds for that; the sample takes as long again to be made."""
+MOST_READERS = 4
+"""More threads read hardly faster from the memory of most machines."""
+_SHORTEST = 1e-5
+"""Seconds that a reader takes at least: some clocks are coarse."""
 
 _CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),  # version 2
@@ -23,6 +35,37 @@ def measure(limit: int | None = None) -> Resources:
     return Resources(
         memory_total=total, memory_free=min(memory.available, total), threads=threads()
     )
+
+
+def bandwidth(readers: int | None = None) -> float:
+    """Bytes of weights that an engine of so many threads reads from memory in a second, about:
+    one token takes its weights over that. Blocks for some 50 ms, and holds no lock meanwhile.
+
+    Each reader counts the time that it had a core: what else runs at the moment will not for ever.
+    """
+    readers = min(readers or _engine_threads(), threads(), MOST_READERS)
+    sample = bytearray(b"\1") * SAMPLE  # pages of zeros would all be the same page
+    start, part = ctypes.addressof(ctypes.c_char.from_buffer(sample)), SAMPLE // readers
+    search = ctypes.CDLL(None).memchr
+    search.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    search.restype = ctypes.c_void_p
+
+    def read(number: int) -> float:
+        began = time.thread_time()
+        search(start + number * part, 0, part)
+        return part / max(time.thread_time() - began, _SHORTEST)
+
+    best, until = 0.0, time.perf_counter() + MEASURING
+    with ThreadPoolExecutor(readers) as pool:
+        while not best or time.perf_counter() < until:
+            best = max(best, sum(pool.map(read, range(readers))))
+    return best
+
+
+def _engine_threads() -> int:
+    """Those of an engine to which nobody said a number."""
+    usable = threads()
+    return max(1, min(psutil.cpu_count(logical=False) or usable, usable - 1))
 
 
 def threads() -> int:

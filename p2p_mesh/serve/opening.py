@@ -27,6 +27,8 @@ class Way:
     open: Callable[[Progress], AbstractAsyncContextManager[Engine]]
     is_lasting: bool = False
     """It may be of use at any later time, however often it failed: never given up."""
+    is_split: bool = False
+    """It takes other nodes, which may come later."""
 
 
 class Memory:
@@ -35,6 +37,10 @@ class Memory:
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._leased = 0
+
+    def learn(self, bandwidth: float) -> None:
+        """How fast it is, once that was measured."""
+        self._resources = msgspec.structs.replace(self._resources, bandwidth=bandwidth)
 
     def free(self) -> Resources:
         free = max(0, self._resources.memory_free - self._leased)
@@ -57,20 +63,29 @@ class Memory:
 def choose(
     backends: Iterable[Backend], load: Load, resources: Resources
 ) -> tuple[Backend, Fit] | Refusal:
-    """The backend that serves a model best: the fastest expected, then the longest context."""
+    """The backend that serves a model best: one that serves it whole unless stages are wanted,
+    then the fastest expected, then the longest context.
+    """
+    wants_split = load.split or load.topology is not None
     fits: list[tuple[Backend, Fit]] = []
     refusals: list[Refusal] = []
     for backend in backends:
         found = _assess(backend, load, resources)
-        if isinstance(found, Fit):
-            fits.append((backend, found))
-        else:
+        if isinstance(found, Refusal):
             refusals.append(found)
+        elif wants_split and not found.is_split:
+            refusals.append(Refusal(f"the backend {backend.name} does not cut models into stages"))
+        else:
+            fits.append((backend, found))
     if fits:
-        return max(fits, key=lambda one: (one[1].tokens_per_second or 0.0, one[1].context))
+        return max(fits, key=lambda one: _worth(one[1]))
     if not refusals:
         return Refusal("no backend is installed", "see `meshnode plugins`")
     return Refusal("; ".join(one.reason for one in refusals), refusals[0].advice)
+
+
+def _worth(fit: Fit) -> tuple[bool, float, int]:
+    return not fit.is_split, fit.tokens_per_second or 0.0, fit.context
 
 
 def _assess(backend: Backend, load: Load, resources: Resources) -> Fit | Refusal:
@@ -103,7 +118,7 @@ async def by_backend(
         return backend.open(found, mesh)
 
     async with memory.lease(fit.memory_bytes):
-        yield Way(f"its backend {backend.name}", opened)
+        yield Way(f"its backend {backend.name}", opened, is_split=fit.is_split)
 
 
 @asynccontextmanager

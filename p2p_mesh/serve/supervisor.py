@@ -3,12 +3,14 @@ in as many requests as it can take, one asker after the other (core/fairness.py)
 
 Each model has one task (`Hosted.run`). A model that does not load at first is given up, with the
 reason; one that has been ready and dies is brought back, with growing pauses. What a Source offers
-is never given up: its server may come back at any time.
+is never given up: its server may come back at any time. Nor is a model that other nodes are wanted
+for: it waits for them, and says so.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -67,7 +69,14 @@ REPORT_EVERY = 2.0
 """Seconds between two lines about a model that loads."""
 
 LONGEST_PAUSE = {False: 30.0, True: 5.0}
-"""Seconds between two tries at most; less (True) for what a source offers, which costs little."""
+"""Seconds between two tries at most; less (True) for what a source offers, or what waits for other
+nodes, which costs little.
+"""
+
+SAID_AFTER = 3.0
+"""Seconds that a model waits for other nodes until that is logged: they need time to come."""
+
+_NUMBERS = re.compile(r"\d+")
 
 LACKS = {
     "generate": "writes no text",
@@ -92,7 +101,9 @@ class Hosted:
         journal: Journal,
         rng: Random,
         changed: Callable[[], None],
+        is_patient: bool = True,
     ) -> None:
+        """Where it is not patient, a model that other nodes are wanted for is given up at once."""
         self.load = wanted if isinstance(wanted, Load) else None
         """None for what a source offers, which is no file of this node."""
         self.id: ModelId = wanted.model.id if isinstance(wanted, Load) else wanted.id
@@ -111,6 +122,13 @@ class Hosted:
         self._journal = journal
         self._rng = rng
         self._changed = changed
+        self._is_patient = is_patient
+        self._is_waiting = False
+        """Other nodes are wanted, and are not there."""
+        self._waiting_since = math.inf
+        self._said_waiting = ""
+        """The reason that was said, without its numbers."""
+        self._has_served = False
         self._settled = trio.Event()
         self._reported = 0.0
         self._ready_at = math.inf
@@ -192,21 +210,25 @@ class Hosted:
             self._fail(str(error))
 
     async def _keep(self, way: Way) -> None:
-        deaths = 0
+        deaths = waits = 0
         while True:
             self._ready_at, self._patience, self.progress = math.inf, trio.CancelScope(), 0.0
             reason = await self._serve(way)
-            if not (self._settled.is_set() or way.is_lasting):
+            is_lasting = way.is_lasting or self._is_waiting
+            if not (self._has_served or is_lasting):
                 self._fail(reason)
                 return
-            deaths = 0 if trio.current_time() - self._ready_at > SETTLED else deaths + 1
-            if deaths > MAX_RELOADS and not way.is_lasting:
+            waits = waits + 1 if self._is_waiting else 0
+            if not waits:
+                is_settled = trio.current_time() - self._ready_at > SETTLED
+                deaths = 0 if is_settled else deaths + 1
+            if deaths > MAX_RELOADS and not is_lasting:
                 self._fail(f"its engine died {deaths} times in a row; the last time: {reason}")
                 return
-            if deaths > MAX_RELOADS and self._about is not None:
+            if self._about is not None and (deaths > MAX_RELOADS or waits):
                 self._about = None  # nobody need be told any longer to wait for it
                 self._changed()
-            await self._pause(deaths, reason, LONGEST_PAUSE[way.is_lasting])
+            await self._pause(waits or deaths, reason, LONGEST_PAUSE[is_lasting])
 
     async def _pause(self, deaths: int, reason: str, most: float) -> None:
         """Until the next try. A reason that stays the same is said once."""
@@ -215,7 +237,9 @@ class Hosted:
         is_news, self.error = reason != self.error, reason
         self._enter("loading")
         self._settled.set()
-        if is_news:
+        if self._is_waiting:
+            self._say_waiting()
+        elif is_news:
             verb = "could not be opened" if self._ready_at == math.inf else "ended"
             self._journal.warning(
                 "engine_died", f"the engine of {self.id} {verb}: {reason}; starting it again",
@@ -223,9 +247,21 @@ class Hosted:
             )  # fmt: skip
         await trio.sleep(seconds)
 
+    def _say_waiting(self) -> None:
+        """Once that has lasted, and again for another reason, whose numbers change all the time."""
+        reason, now = _NUMBERS.sub("", self.error), trio.current_time()
+        self._waiting_since = min(now, self._waiting_since)
+        if now - self._waiting_since >= SAID_AFTER and reason != self._said_waiting:
+            self._said_waiting = reason
+            self._journal.warning(
+                "model_waits", f"{self.id} waits for other nodes: {self.error}",
+                model=self.id, reason=self.error,
+            )  # fmt: skip
+
     async def _serve(self, way: Way) -> str:
         """One life of an engine; returns how it ended."""
         started = self._reported = trio.current_time()
+        is_waiting = False
         try:
             with self._patience:
                 self._patience.deadline = started + STALLED
@@ -238,9 +274,13 @@ class Hosted:
                         self._end()
             return f"it made no progress for {STALLED:g} s while it loaded"
         except MeshError as error:
+            is_of_nodes = isinstance(error, Unavailable) and not isinstance(error, EngineDied)
+            is_waiting = is_of_nodes and way.is_split and self._is_patient
             return str(error)
         except Exception as error:  # noqa: BLE001 - a plugin's defect ends its engine, not the node
             return f"{way.maker} failed: {type(error).__name__}: {error}"
+        finally:
+            self._is_waiting = is_waiting
 
     def _begin(self, engine: Engine, seconds: float) -> Pulse:
         about = engine.describe()
@@ -249,6 +289,8 @@ class Hosted:
         self._pulse = Pulse(engine, self.id, self._tempo, self._changed)
         self._ready_at = trio.current_time()
         self.progress, self.error = 1.0, ""
+        self._has_served, self._is_waiting = True, False
+        self._waiting_since, self._said_waiting = math.inf, ""
         self._enter("ready")
         self._settled.set()
         for note in about.notes:
@@ -344,9 +386,8 @@ class Hosted:
         if not self.error:
             return Loading(f"{self.id} is being loaded ({self.progress:.0%})", retry_after=1.0)
         seconds = self._again_at - trio.current_time()
-        return Loading(
-            f"{self.id} is being started again: {self.error}", retry_after=max(1.0, seconds)
-        )
+        verb = "waits for other nodes" if self._is_waiting else "is being started again"
+        return Loading(f"{self.id} {verb}: {self.error}", retry_after=max(1.0, seconds))
 
 
 def _needed(query: Query) -> Capability | None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p_mesh.core.gguf import Header
-from p2p_mesh.core.sizing import kv_bytes_per_token, sliding, state_bytes
+from p2p_mesh.core.sizing import Kept, kept, kv_bytes_per_token, sliding, state_bytes
 
 
 def header(architecture: str = "llama", **values: object) -> Header:
@@ -135,3 +135,35 @@ def test_any_header_has_a_size(architecture: str, values: dict[str, object]) -> 
     assert 0 <= sliding(Header(metadata, ()))[1] <= 2**200
     assert kv_bytes_per_token(Header(metadata, ())) >= 0
     assert state_bytes(Header(metadata, ())) >= 0
+
+
+def test_each_layer_keeps_its_own() -> None:
+    found = header(
+        "gemma3", block_count=7, embedding_length=64, attention__head_count=4,
+        attention__head_count_kv=1, attention__sliding_window=512,
+    )  # fmt: skip
+    assert kept(found)[4:] == (Kept(64, 512), Kept(64, 0), Kept(64, 512))
+    hybrid = header(
+        "qwen3next", block_count=4, embedding_length=64, attention__head_count=4,
+        ssm__state_size=16, ssm__inner_size=64, ssm__conv_kernel=4, ssm__group_count=1,
+    )  # fmt: skip
+    assert [bool(one.sequence) for one in kept(hybrid)] == [True, True, True, False]
+    assert kept(header("bert", block_count=2)) == (Kept(), Kept())
+
+
+@given(
+    st.sampled_from(["llama", "gemma3", "gpt-oss", "qwen3next", "falcon-h1", "mamba", "bert"]),
+    st.integers(0, 9),
+    st.sampled_from([0, 128]),
+)
+def test_layers_together_keep_what_the_model_keeps(
+    architecture: str, layers: int, window: int
+) -> None:
+    found = header(
+        architecture, block_count=layers, embedding_length=64, attention__head_count=4,
+        attention__sliding_window=window, ssm__state_size=16, ssm__inner_size=64,
+    )  # fmt: skip
+    each = kept(found)
+    assert sum(one.token for one in each) == kv_bytes_per_token(found)
+    assert sum(one.sequence for one in each) == state_bytes(found)
+    assert sum(one.token for one in each if one.window) == sliding(found)[1]

@@ -5,10 +5,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from p2p_mesh.core.names import ModelId
+from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.records import ModelFile
-from p2p_mesh.errors import ModelError
-from p2p_mesh.node.loads import load, plain
+from p2p_mesh.core.stages import Stage, Topology
+from p2p_mesh.errors import ModelError, SettingsError
+from p2p_mesh.node.loads import MAX_PLAN, check_stages, load, plain
 from p2p_mesh.settings import Settings
 from p2p_mesh.testing.models import write_model
 from p2p_mesh.testing.projectors import write_projector
@@ -68,3 +69,44 @@ def test_file_that_is_no_model_is_said_at_once(tmp_path: Path, name: str) -> Non
     for path, words in ((bad, "bad.gguf cannot be used"), (tmp_path / "gone", "there is no model")):
         with pytest.raises(ModelError, match=words):
             load(MODEL, msgspec.structs.replace(Settings(), **{name: str(path)}))
+
+
+# Stages
+
+TOPOLOGY = Topology(
+    model="m", manifest_sha256="a" * 64,
+    stages=(Stage(node=PeerId("bob"), layer_start=0, layer_end=4),),
+)  # fmt: skip
+
+
+def test_what_is_wanted_of_stages_reaches_the_load(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(msgspec.json.encode(TOPOLOGY))
+    found = plain(MODEL, Settings(split=True, stages=str(path), max_rtt=20, wire="f16"))
+    assert (found.split, found.topology) == (True, TOPOLOGY)
+    assert (found.most_round_trip, found.wire) == (0.02, "f16")
+    plainly = plain(MODEL, Settings())
+    assert (plainly.split, plainly.topology, plainly.wire) == (False, None, "f32")
+    assert plainly.most_round_trip == 0.08
+
+
+def test_plan_is_for_its_model_alone(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(msgspec.json.encode(TOPOLOGY))
+    settings, other = Settings(stages=str(path)), msgspec.structs.replace(MODEL, id=ModelId("x"))
+    assert plain(other, settings).topology is None
+    check_stages(settings, [other, MODEL])
+    check_stages(Settings(), [other])
+    with pytest.raises(SettingsError, match="is a plan for m, and this node has x"):
+        check_stages(settings, [other])
+    with pytest.raises(SettingsError, match="no model"):
+        check_stages(settings, [])
+
+
+def test_plan_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    bad, large = tmp_path / "bad.json", tmp_path / "large.json"
+    bad.write_text("{")
+    large.write_bytes(b" " * (MAX_PLAN + 1))
+    for path, words in ((bad, "is none"), (large, "bytes"), (tmp_path / "gone", "No such file")):
+        with pytest.raises(SettingsError, match=words):
+            plain(MODEL, Settings(stages=str(path)))

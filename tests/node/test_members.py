@@ -94,6 +94,12 @@ def test_model_files_are_announced() -> None:
     assert read(envelope, MESH, NOW).announcement.held == (held,)
 
 
+def test_backends_are_announced() -> None:
+    names = [f"b{number}" for number in range(40)]
+    envelope = announcer().make([], RESOURCES, [], NOW, backends=names)
+    assert read(envelope, MESH, NOW).announcement.backends == tuple(names[:32])
+
+
 def test_each_announcement_is_newer_than_the_last() -> None:
     mine = announcer()
     first, second = (mine.make([TINY], RESOURCES, ["/ip4/1.2.3.4/tcp/1"], NOW) for _ in range(2))

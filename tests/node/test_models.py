@@ -13,13 +13,13 @@ import trio.testing
 
 from p2p_mesh.core.names import Digest, ModelId, RequestId
 from p2p_mesh.core.records import Held, InferenceRequest, ModelFile, Resources, TextPrompt
-from p2p_mesh.errors import EngineDied, LocalError, ModelError, UnknownModel
+from p2p_mesh.errors import EngineDied, LocalError, ModelError, Unavailable, UnknownModel
 from p2p_mesh.hookspecs import hookimpl
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.node import models as module
 from p2p_mesh.node.models import DRAIN, REST, Models
 from p2p_mesh.plugins import Plugins
-from p2p_mesh.serve.backend import Load, Offer
+from p2p_mesh.serve.backend import Fit, Load, Offer
 from p2p_mesh.serve.opening import Memory
 from p2p_mesh.serve.store import Digests
 from p2p_mesh.settings import Settings
@@ -414,3 +414,37 @@ async def test_digests_of_standby_files_are_learned_beside(tmp_path: Path) -> No
             await changed.wait()
         assert [one.digest is not None for one in models.held()] == [False, True]
     assert [entry.event for entry in said] == ["digest_failed"]
+
+
+async def test_memory_that_is_leased_is_not_announced_as_free() -> None:
+    models = shelf(Echo())
+    memory = models._memory
+    memory.learn(7e9)
+    async with memory.lease(60):
+        found = models.measured()
+        assert (found.memory_free, found.bandwidth) == (40, 7e9)
+    assert models.measured().memory_free == 100
+
+
+async def test_file_is_found_without_being_loaded(autojump_clock: object) -> None:
+    async with running(shelf(Echo(), standby=(M,))) as models:
+        assert (await models.find("m")).model == M
+        with pytest.raises(ModelError):
+            await models.find("nowhere")
+        assert models.hosted == {}
+
+
+@pytest.mark.parametrize("is_planned", [True, False])
+async def test_model_that_waits_for_other_nodes_is_left_to_others_where_nobody_named_it(
+    autojump_clock: object, is_planned: bool
+) -> None:
+    class Split(Echo):
+        def assess(self, load: Load, resources: Resources) -> Fit:
+            return Fit(context=64, slots=1, memory_bytes=0, is_split=True)
+
+    split = Split()
+    split.failures = [Unavailable("nobody is near") for _ in range(99)]
+    async with running(shelf(split, standby=(M,))) as models:
+        await models.load("m", is_planned=is_planned)
+        await trio.sleep(30)
+        assert ("m" in models.hosted) is not is_planned

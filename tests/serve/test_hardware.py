@@ -25,3 +25,8 @@ def test_container_sees_its_own_limit(tmp_path: Path, monkeypatch: pytest.Monkey
     paths = (tmp_path / "max", tmp_path / "none", tmp_path / "missing")
     monkeypatch.setattr(hardware, "_CGROUP_LIMITS", paths)
     assert hardware.measure().memory_total == 2_000_000
+
+
+@pytest.mark.parametrize("readers", [None, 1, 1000])
+def test_memory_is_as_fast_as_it_is(readers: int | None) -> None:
+    assert 1e8 < hardware.bandwidth(readers) < 1e13

@@ -1,12 +1,14 @@
 """How an engine is opened: within the memory that is free, by the backend that is best."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from p2p_mesh.core.names import ModelId
+from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.records import ModelFile, Resources
+from p2p_mesh.core.stages import Stage, Topology
 from p2p_mesh.errors import ModelError, Unavailable
 from p2p_mesh.serve.backend import Fit, Load, Offer, Refusal
 from p2p_mesh.serve.opening import Memory, by_backend, by_source, choose
@@ -51,6 +53,36 @@ def test_fastest_backend_is_chosen_then_the_longest_context() -> None:
     slow, fast = Fit(4096, 1, 1, tokens_per_second=5), Fit(1024, 1, 1, tokens_per_second=50)
     assert chosen(slow, fast) == 1
     assert chosen(Fit(1024, 1, 1), Refusal("no"), Fit(4096, 1, 1)) == 2
+
+
+def test_whole_model_comes_before_a_split_one_but_where_stages_are_wanted() -> None:
+    whole = Fit(1024, 1, 1, tokens_per_second=1)
+    split = Fit(4096, 1, 0, tokens_per_second=9, is_split=True)
+    assert chosen(split, whole) == 1
+    assert chosen(Refusal("too big"), split) == 1
+    topology = Topology(
+        model="m", manifest_sha256="a" * 64,
+        stages=(Stage(node=PeerId("bob"), layer_start=0, layer_end=1),),
+    )  # fmt: skip
+    for wanted in (replace(LOAD, split=True), replace(LOAD, topology=topology)):
+        best = choose([Fixed(whole), Fixed(split)], wanted, RESOURCES)
+        assert not isinstance(best, Refusal)
+        assert best[1] == split
+        refused = choose([Fixed(whole)], wanted, RESOURCES)
+        assert isinstance(refused, Refusal)
+        assert "does not cut models into stages" in refused.reason
+
+
+async def test_way_of_a_split_model_says_so() -> None:
+    backend = Fixed(Fit(8, 1, 0, is_split=True))
+    async with by_backend(LOAD, [backend], Memory(RESOURCES), NoMesh()) as way:
+        assert way.is_split
+
+
+def test_memory_is_as_fast_as_was_measured() -> None:
+    memory = Memory(RESOURCES)
+    memory.learn(5e9)
+    assert (memory.free().bandwidth, memory.free().memory_free) == (5e9, 100)
 
 
 def test_all_refusals_are_told() -> None:

@@ -6,11 +6,17 @@ from pathlib import Path
 
 import pytest
 import trio
+from huggingface_hub import constants
 
+from p2p_mesh.core.package import MANIFEST
 from p2p_mesh.errors import ModelError
 from p2p_mesh.serve import store
+from p2p_mesh.serve.package.blob import Job
+from p2p_mesh.serve.package.build import build
 from p2p_mesh.serve.store import Digests, find, read, select, stock
+from p2p_mesh.testing.hub import serve_hub
 from p2p_mesh.testing.models import write_model
+from p2p_mesh.testing.packages import split_model
 from p2p_mesh.testing.projectors import write_projector
 
 
@@ -197,3 +203,57 @@ def test_damaged_cache_is_an_empty_one(model: Path, tmp_path: Path, damage: byte
 def test_cache_that_cannot_be_written_does_no_harm(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert len(Digests(tmp_path / "file" / "digests.json").compute(model)) == 64
+
+
+def test_split_model_is_one_model(model: Path, digests: Digests) -> None:
+    first = split_model(model)
+    found = read(find(str(first)))
+    assert (found.id, found.architecture) == ("tiny", "llama")
+    assert found.size_bytes == sum(one.stat().st_size for one in model.parent.glob("tiny-*.gguf"))
+    whole = [digests.file(one) for one in sorted(model.parent.glob("tiny-*.gguf"))]
+    assert digests.compute(first) == hashlib.sha256("".join(whole).encode()).hexdigest()
+    with pytest.raises(ModelError, match="name the first"):
+        read(find(str(first.with_name("tiny-00002-of-00003.gguf"))))
+
+
+def test_split_model_stands_by_once(model: Path, tmp_path: Path, digests: Digests) -> None:
+    split_model(model)
+    model.unlink()
+    assert [one.id for one in stock((), [str(tmp_path)], digests).standby] == ["tiny"]
+
+
+def test_package_is_a_model(model: Path, tmp_path: Path, digests: Digests) -> None:
+    folder = tmp_path / "tiny-layers"
+    build(model, folder, projectors=(), digests=digests, job=Job())
+    (found,) = select([str(folder)], digests)
+    one = read(model)
+    assert (found.id, found.path, found.architecture) == ("tiny-layers", str(folder), "llama")
+    assert found.kv_bytes_per_token == one.kv_bytes_per_token
+    assert found.digest == hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    assert found.size_bytes == sum(path.stat().st_size for path in folder.rglob("*.gguf"))
+    assert [one.id for one in stock((), [str(folder)], digests).standby] == ["tiny-layers"]
+
+
+def test_bad_package_is_named(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text("{}")
+    with pytest.raises(ModelError, match=f"{tmp_path.name} cannot be used: its schema_version"):
+        read(find(str(tmp_path)))
+
+
+def test_published_package_is_a_model(
+    model: Path, tmp_path: Path, digests: Digests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(model, tmp_path / "out", projectors=(), digests=digests, job=Job())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with serve_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.publish("mesh/tiny-layers", tmp_path / "out")
+        assert not store.is_missing("hf://mesh/tiny-layers")
+        (found,) = select(["hf://mesh/tiny-layers@main"], digests)
+        assert [one.id for one in stock((), ["hf://mesh/tiny-layers"], digests).standby] == [
+            "tiny-layers"
+        ]
+    assert found.id == "tiny-layers"
+    assert Path(found.path).parent == digests.packages
+    with pytest.raises(ModelError, match="is a package: only a model may be one"):
+        find("hf://mesh/tiny-layers")

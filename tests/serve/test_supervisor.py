@@ -58,14 +58,18 @@ class Case:
     """A hosted model, and all that it said."""
 
     def __init__(
-        self, *backends: Backend, resources: Resources = RESOURCES, wanted: Load | Offer = LOAD
+        self,
+        *backends: Backend,
+        resources: Resources = RESOURCES,
+        wanted: Load | Offer = LOAD,
+        is_patient: bool = True,
     ) -> None:
         self.said: list[Entry] = []
         self.changes = 0
         self.memory = Memory(resources)
         self.hosted = Hosted(
             wanted, backends, memory=self.memory, mesh=NoMesh(), journal=Journal(self.said.append),
-            rng=Random(1), changed=self._change,
+            rng=Random(1), changed=self._change, is_patient=is_patient,
         )  # fmt: skip
 
     def _change(self) -> None:
@@ -472,3 +476,90 @@ async def test_measurements_outlive_the_engine(autojump_clock: MockClock) -> Non
         await trio.sleep(1.0)
         assert hosted.state == "ready"
         assert hosted.load_now().whole == pytest.approx(20.5)
+
+
+# A model that other nodes are wanted for
+
+
+class Split(Echo):
+    """A backend that needs other nodes: those of `failures` are not there yet."""
+
+    def assess(self, load: Load, resources: Resources) -> Fit | Refusal:
+        return Fit(context=64, slots=2, memory_bytes=0, is_split=True)
+
+
+def missing(count: int) -> list[Exception]:
+    return [Unavailable(f"{4 + one} GB are missing") for one in range(count)]
+
+
+def waits(case: Case) -> list[str]:
+    return [entry.message for entry in case.said if entry.event == "model_waits"]
+
+
+async def test_model_waits_for_the_nodes_that_it_needs(autojump_clock: MockClock) -> None:
+    split = Split()
+    split.failures = missing(30)
+    case = Case(split)
+    async with case.running() as hosted:
+        assert (hosted.state, hosted.served()) == ("loading", None)
+        assert hosted.error == "4 GB are missing"
+        with pytest.raises(Loading, match="m waits for other nodes: 4 GB are missing") as caught:
+            await answer(hosted)
+        assert caught.value.retry_after is not None
+        await trio.sleep(40 * supervisor.LONGEST_PAUSE[True])
+        assert await answer(hosted) == "one two three"
+        assert len(waits(case)) == 1
+        split.engines[0].die()  # that it waited so often is not held against it
+        await trio.sleep(1.0)
+        assert await answer(hosted) == "one two three"
+    assert case.events == ["model_waits", "model_ready", "engine_died", "model_ready"]
+
+
+async def test_model_whose_nodes_leave_is_withdrawn_until_others_come(
+    autojump_clock: MockClock,
+) -> None:
+    split = Split()
+    case = Case(split)
+    async with case.running() as hosted:
+        assert hosted.served() is not None
+        split.failures = missing(10)
+        split.engines[0].die()
+        await trio.sleep(2.0)
+        assert (hosted.state, hosted.served()) == ("loading", None)
+        with pytest.raises(Loading, match="waits for other nodes"):
+            await answer(hosted)
+        await trio.sleep(20 * supervisor.LONGEST_PAUSE[True])
+        assert hosted.served() is not None
+    assert case.events == ["model_ready", "engine_died", "model_waits", "model_ready"]
+
+
+@pytest.mark.parametrize("error", [ModelError("broken"), EngineDied("abort"), KeyError("bug")])
+async def test_model_that_waited_and_then_fails_is_given_up(
+    autojump_clock: MockClock, error: Exception
+) -> None:
+    split = Split()
+    split.failures = [*missing(2), error]
+    case = Case(split)
+    async with case.running() as hosted:
+        await trio.sleep(60)
+        assert hosted.state == "failed"
+    assert case.events == ["model_failed"]  # that it waits is said once it has lasted
+
+
+async def test_another_reason_to_wait_is_said_again(autojump_clock: MockClock) -> None:
+    split = Split()
+    split.failures = [*missing(20), *(Unavailable("bob does not answer") for _ in range(5))]
+    case = Case(split)
+    async with case.running():
+        await trio.sleep(400)
+    told = waits(case)
+    assert len(told) == 2
+    assert told[1] == "m waits for other nodes: bob does not answer"
+
+
+@pytest.mark.parametrize("backend", [Split, Echo])
+async def test_who_is_not_patient_or_needs_nobody_does_not_wait(backend: type[Echo]) -> None:
+    echo = backend()
+    echo.failures = missing(1)
+    async with Case(echo, is_patient=backend is Echo).running() as hosted:
+        assert hosted.state == "failed"

@@ -1,0 +1,144 @@
+"""`meshnode plan`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2p_mesh.cli.main import execute
+from p2p_mesh.core.stages import read_topology
+from tests.cli.conftest import Port, refusal
+
+PLAN = {
+    "version": 1, "model": "m", "manifest_sha256": "a" * 64,
+    "stages": [{"node": "me", "layer_start": 0, "layer_end": 4}],
+}  # fmt: skip
+WHOLE = {
+    "fits": True, "reason": "", "backend": "llama_cpp", "context": 512, "slots": 4,
+    "memory_bytes": 2 * 10**9, "tokens_per_second": 20.0,
+}  # fmt: skip
+STAGES = {"fits": True, "reason": "", "words": ["m: 4 layers in 2 stages"], "plan": PLAN}
+NO_STAGES = {
+    "fits": False, "reason": "it is too large.", "advice": "Add nodes.",
+    "missing_bytes": 5 * 10**9,
+    "excluded": [{"node": "x", "name": "bob", "reason": "it is a client"}],
+}  # fmt: skip
+
+
+def found(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "model": "m", "size_bytes": 10**9, "choice": "whole", "whole": WHOLE, "stages": STAGES,
+        "served_by": ["carol"],
+    }  # fmt: skip
+    return values | changes
+
+
+@pytest.fixture
+def planning(port: Port) -> Port:
+    port.answers["/api/plan"] = [found()]
+    return port
+
+
+def test_whole_and_stages_are_compared(planning: Port, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["plan", "m", "--data-dir", planning.directory]) == 0
+    assert planning.asked == [("/api/plan", {"model": "m"})]
+    assert capsys.readouterr().out.splitlines() == [
+        "m (1.00 GB) is served whole",
+        "",
+        "Whole, on this node: yes, by llama_cpp: a context of 512 tokens, 4 at a time, 2.00 GB, "
+        "about 20.0 tokens/s for one answer",
+        "  served already by carol",
+        "",
+        "In stages:",
+        "  m: 4 layers in 2 stages",
+    ]
+
+
+def test_what_is_missing_is_said(planning: Port, capsys: pytest.CaptureFixture[str]) -> None:
+    planning.answers["/api/plan"] = [
+        found(
+            choice=None, whole={"fits": False, "reason": "No."}, stages=NO_STAGES, served_by=[]
+        )
+    ]  # fmt: skip
+    assert execute(["plan", "m", "--data-dir", planning.directory]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "m (1.00 GB) waits for nodes",
+        "",
+        "Whole, on this node: no. No.",
+        "",
+        "In stages: no. it is too large. Add nodes.",
+        "  missing: 5.00 GB",
+        "  left out: bob: it is a client",
+    ]
+
+
+def test_every_option_is_passed_on(
+    planning: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.gguf").write_text("x")
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN))
+    arguments = ["--split", "--ctx", "64", "--parallel", "2", "--max-rtt", "20", "--stages",
+                 "plan.json"]  # fmt: skip
+    assert execute(["plan", "m.gguf", *arguments, "--data-dir", planning.directory]) == 0
+    assert planning.asked == [
+        ("/api/plan", {
+            "model": str(tmp_path / "m.gguf"), "split": True, "ctx": 64, "parallel": 2,
+            "max_rtt": 20.0, "stages": PLAN,
+        })
+    ]  # fmt: skip
+
+
+def test_plan_is_saved_for_run(
+    planning: Port, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "plan.json"
+    arguments = ["plan", "m", "--save", str(path), "--json", "--data-dir", planning.directory]
+    assert execute(arguments) == 0
+    assert read_topology(path.read_bytes()).stages[0].layer_end == 4
+    said = capsys.readouterr()
+    assert json.loads(said.out)["choice"] == "whole"
+    assert "run --stages" in said.err
+
+
+def test_what_cannot_be_saved_is_said(
+    planning: Port, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--save", str(tmp_path), "--data-dir", planning.directory]
+    assert execute(["plan", "m", *arguments]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    planning.answers["/api/plan"] = [found(stages=NO_STAGES)]
+    assert execute(["plan", "m", *arguments]) == 1
+    assert "no plan to save: it is too large" in capsys.readouterr().err
+
+
+def test_bad_plan_file_is_something_to_mend(
+    planning: Port, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_text("{}")
+    arguments = ["plan", "m", "--stages", str(bad), "--data-dir", planning.directory]
+    assert execute(arguments) == 2
+    assert "the plan of stages is none" in capsys.readouterr().err
+    assert planning.asked == []
+
+
+def test_unknown_model_is_something_to_mend(
+    planning: Port, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planning.answers["/api/plan"] = [refusal("there is no model x", "bad_model")]
+    assert execute(["plan", "x", "--data-dir", planning.directory]) == 2
+
+
+def test_without_a_node_it_says_what_it_can_and_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["plan", "meshnode-demo", "--data-dir", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("meshnode-demo (")
+    assert "whole, on this machine: yes, by llama_cpp" in said.out
+    assert "no node runs on" in said.err
+    assert "`meshnode run` in another terminal" in said.err
+    assert execute(["plan", "meshnode-demo", "--json", "--data-dir", str(tmp_path)]) == 1
+    assert capsys.readouterr().out == ""
