@@ -10,6 +10,7 @@ from p2p_mesh.cli import output
 from p2p_mesh.cli.client import Client, data_dir_option, json_option
 from p2p_mesh.cli.names import complete_standby
 from p2p_mesh.cli.watching import until_loaded
+from p2p_mesh.core.package import MANIFEST
 
 PATIENCE = 60.0
 """Seconds for the node to look at the file."""
@@ -22,8 +23,9 @@ PATIENCE = 60.0
 def command(reference: str, data_dir: str | None, as_json: bool) -> None:
     """Have the running node serve a model, and wait until it does.
 
-    REF is a GGUF file, the name of a bundled model, or a model that the node has on its disk, by
-    its id or the first 8 digits of its digest. Interrupting this does not stop the loading.
+    REF is a GGUF file, a package (a folder, or hf://ns/repo@rev), the name of a bundled model, or a
+    model that the node has on its disk, by its id or the first 8 digits of its digest. Interrupting
+    this does not stop the loading.
 
     \b
     Examples:
@@ -34,7 +36,8 @@ def command(reference: str, data_dir: str | None, as_json: bool) -> None:
     client = Client.find(data_dir)
     path = Path(reference).expanduser()
     # The node has another working directory than this shell.
-    wanted = str(path.absolute()) if path.is_file() else reference
+    is_here = path.is_file() or (path / MANIFEST).is_file()
+    wanted = str(path.absolute()) if is_here else reference
     model = client.post("/api/load", {"model": wanted}, PATIENCE)["model"]
     found = until_loaded(model, lambda: client.get("/api/status")["models"])
     if as_json:

@@ -19,10 +19,12 @@ _COMMANDS = {
     "revoke": "p2p_mesh.cli.revoke",
     "load": "p2p_mesh.cli.load",
     "unload": "p2p_mesh.cli.unload",
+    "plan": "p2p_mesh.cli.plan",
     "control": "p2p_mesh.cli.control",
     "owner": "p2p_mesh.cli.owner",
     "mesh": "p2p_mesh.cli.mesh",
     "rotate-key": "p2p_mesh.cli.rotation",
+    "package": "p2p_mesh.cli.package",
     "plugins": "p2p_mesh.cli.plugins",
     "completion": "p2p_mesh.cli.completion",
 }

@@ -15,10 +15,12 @@ import trio
 from p2p_mesh import settings as settings_module
 from p2p_mesh import state
 from p2p_mesh.cli import output
+from p2p_mesh.core.costs import Wire
 from p2p_mesh.core.invite import Ticket, read_token
 from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import MeshError, SettingsError
 from p2p_mesh.journal import Journal
+from p2p_mesh.node import loads
 from p2p_mesh.node.node import Node
 from p2p_mesh.plugins import Plugins
 from p2p_mesh.serve import store
@@ -46,6 +48,7 @@ Examples:
   meshnode run
   meshnode run --model ~/models/qwen3-8b-q4_k_m.gguf --ctx 8192
   meshnode run --standby ~/models
+  meshnode run --model ~/models/qwen3-32b-q4_k_m.gguf --split
   meshnode run --endpoint http://localhost:11434
   meshnode run --join @token.txt
   meshnode run --client --join - < token.txt
@@ -59,7 +62,8 @@ Examples:
     multiple=True,
     metavar="REF",
     type=click.Path(),
-    help="A GGUF file, or the name of a bundled model. Repeatable.",
+    help="A GGUF file, a package (a folder, or hf://ns/repo@rev), or the name of a bundled model. "
+    "Repeatable.",
 )
 @click.option(
     "--join",
@@ -122,6 +126,43 @@ Examples:
     metavar="FILE",
     type=click.Path(),
     help="The projector of the one --model, for images or sounds.",
+)
+@click.option(
+    "--split",
+    is_flag=True,
+    default=None,
+    help="Cut models into stages over several nodes, even where they fit whole.",
+)
+@click.option(
+    "--stages",
+    metavar="FILE",
+    type=click.Path(),
+    help="Which node holds which layers of one model: a file of `meshnode plan --save`.",
+)
+@click.option("--max-rtt", metavar="MS", help="Round trip to a node with a stage.  [default: 80]")
+@click.option(
+    "--wire",
+    type=click.Choice(get_args(Wire)),
+    help="How activations travel between stages; f32 is exact.  [default: f32]",
+)
+@click.option(
+    "--artifacts",
+    type=click.Choice(["auto", "on", "off"]),
+    help="Serve parts of models to members, and fetch them.  [default: auto, which is on]",
+)
+@click.option(
+    "--share",
+    multiple=True,
+    metavar="REF",
+    type=click.Path(),
+    help="Serve the parts of this model to members, also while it is not loaded. Repeatable.",
+)
+@click.option("--max-disk", metavar="GB", help="What fetched parts of models may take together.")
+@click.option(
+    "--fetch-allow",
+    multiple=True,
+    metavar="MODEL",
+    help="Fetch this model when demand alone wants it: a name, pattern or digest. Repeatable.",
 )
 @click.option(
     "--endpoint",
@@ -192,6 +233,9 @@ def _run(settings: Settings, journal: Journal) -> int:
         digests,
         may_wish=_has_mesh(settings, tickets),
     )
+    for reference in settings.share:
+        store.find(reference, digests.packages)
+    loads.check_stages(settings, (*stock.models, *stock.standby))
     for note in stock.notes:
         journal.warning("standby_left_out", note)
     if settings.client and not _has_mesh(settings, tickets):
@@ -221,7 +265,7 @@ def _allow_files() -> None:
 def _references(settings: Settings, *, is_client: bool = False) -> tuple[str, ...]:
     """The models to serve; `is_client`: by its invite, the node may only ask."""
     serving = {"--model": settings.model, "--endpoint": settings.endpoint,
-               "--standby": settings.standby}  # fmt: skip
+               "--standby": settings.standby, "--share": settings.share}  # fmt: skip
     if settings.client and any(serving.values()):
         wrong = next(flag for flag, given in serving.items() if given)
         raise SettingsError(f"--client serves nothing; leave out {wrong}, or --client")

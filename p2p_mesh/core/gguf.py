@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from mmap import mmap
 from typing import Any
 
@@ -56,6 +56,8 @@ class Tensor:
 class Header:
     metadata: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
+    entries: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False)
+    """Where each key stands in the file, with its value, from and to."""
 
     @property
     def architecture(self) -> str:
@@ -120,9 +122,14 @@ def read_header(data: Buffer, file_size: int) -> Header:
         raise ModelError(f"it is GGUF version {version}; 2 and 3 can be read")
     tensor_count = reader.count(MAX_TENSORS, "tensors")
     key_count = reader.count(MAX_KEYS, "keys")
-    metadata = dict(_entry(reader, file_size) for _ in range(key_count))
+    metadata: dict[str, Value] = {}
+    entries: dict[str, tuple[int, int]] = {}
+    for _ in range(key_count):
+        start = reader.at
+        key, value = _entry(reader, file_size)
+        metadata[key], entries[key] = value, (start, reader.at)
     tensors = [_tensor(reader) for _ in range(tensor_count)]
-    return Header(metadata, _place(tensors, metadata, reader.at, file_size))
+    return Header(metadata, _place(tensors, metadata, reader.at, file_size), entries)
 
 
 def _entry(reader: _Reader, file_size: int) -> tuple[str, Value]:

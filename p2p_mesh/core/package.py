@@ -120,6 +120,13 @@ class Manifest(Record, frozen=True, kw_only=True):
         """Of what a whole model takes on the disk, without projectors."""
         return sum(one.artifact_bytes for one in self.artifacts[: 3 + len(self.layers)])
 
+    @property
+    def has_head(self) -> bool:
+        """It surely has a matrix that makes logits; else its embedding table may be it. A matrix of
+        the table's shape is no 25 times smaller, in any type, and norms are far smaller.
+        """
+        return self.output.tensor_bytes * 25 >= self.embeddings.tensor_bytes
+
     def artifact(self, path: str) -> Artifact:
         for one in self.artifacts:
             if one.path == path:
@@ -167,8 +174,12 @@ def artifacts_for(manifest: Manifest, recipe: Recipe) -> tuple[str, ...]:
             f"the model has {recipe.total} layers by its metadata, "
             f"and {manifest.layer_count} by its manifest"
         )
-    names = (*recipe.shared, *(one.source for one in recipe.renamed))
-    homes = {"metadata", *recipe.blocks, *map(home, names)}
+    homes = {"metadata", *recipe.blocks, *map(home, recipe.shared)}
+    homes |= {home(one.source) for one in recipe.renamed}
+    if "*" in recipe.shared:
+        homes.add("output")
+        if recipe.is_first or recipe.needs_tokens or not manifest.has_head:
+            homes.add("embeddings")
     return tuple(path for path, own in _homes(manifest).items() if own in homes)
 
 

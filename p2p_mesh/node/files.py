@@ -69,7 +69,7 @@ class Files:
         return await trio.to_thread.run_sync(self._read, reference, frozenset(taken))
 
     def _read(self, reference: str, taken: Collection[str]) -> Load:
-        model = store.read(store.find(reference))
+        model = store.read(store.find(reference, self._digests.packages))
         for load in self:
             if Path(load.model.path).resolve() == Path(model.path).resolve():
                 return load

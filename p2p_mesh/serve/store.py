@@ -1,10 +1,11 @@
-"""The model files of this node: what a name means, what a file holds, and its digest."""
+"""The models of this node: what a reference means, what is in it, and its digest. A model is a GGUF
+file, several that belong together, or a package (serve/package).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import threading
 from collections import Counter
@@ -15,11 +16,17 @@ from pathlib import Path
 import trio
 from msgspec.structs import replace
 
-from p2p_mesh.core.gguf import Header, read_header
+from p2p_mesh.core.gguf import Header
 from p2p_mesh.core.names import Digest, ModelId
+from p2p_mesh.core.package import MANIFEST
 from p2p_mesh.core.records import ModelFile
+from p2p_mesh.core.reference import is_hub, read_hub, split_name
 from p2p_mesh.core.sizing import kv_bytes_per_token, sliding, state_bytes
 from p2p_mesh.errors import ModelError
+from p2p_mesh.serve.hub import Hub
+from p2p_mesh.serve.package import published
+from p2p_mesh.serve.package.folder import describe, is_package
+from p2p_mesh.serve.package.source import files_of, read_source
 
 BUNDLED = Path(__file__).parent / "models"
 DEFAULT_MODEL = "meshnode-demo"
@@ -40,34 +47,61 @@ def bundled() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in BUNDLED.glob("*.gguf")))
 
 
-def find(reference: str) -> Path:
-    """The file that `--model REFERENCE` means: a bundled model's name, or a path."""
+def find(reference: str, packages: Path | None = None) -> Path:
+    """The file or package that `--model REFERENCE` means: a bundled model's name, a path, or what
+    is published on a hub, which is then in the cache `packages`. Raises ModelError, and Unavailable
+    for a hub that is out of reach.
+    """
     if reference in bundled():
         return BUNDLED / f"{reference}.gguf"
+    if is_hub(reference):
+        if packages is None:
+            raise ModelError(f"{reference} is a package: only a model may be one")
+        return published.fetch(read_hub(reference), packages, Hub())
     path = _path(reference)
     if not os.path.exists(path):
         raise ModelError(
             f"there is no model {reference!r}: give the path of a GGUF file, "
             f"or the name of a bundled model ({', '.join(bundled())})"
         )
-    if not path.is_file():
-        raise ModelError(f"{path} is no file; give the path of a GGUF file")
+    if not path.is_file() and not is_package(path):
+        raise ModelError(
+            f"{path} is no file, and no package; give the path of a GGUF file, or of a folder with "
+            f"a {MANIFEST}"
+        )
     return path
 
 
 def read(path: Path) -> ModelFile:
-    """The model in a file, by its header. Raises ModelError, with the path."""
+    """The model in a file (the first, where it is split), or in the folder of a package, by its
+    header. Raises ModelError, with the path.
+    """
     if not path.stem.isprintable():
         raise ModelError(f"{str(path)!r} cannot be used: rename it, its name becomes the model's")
     try:
-        size, header = _header(path)
+        return _package(path) if path.is_dir() else _file(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     except ModelError as error:
         raise ModelError(f"{path} cannot be used: {error}") from error
+
+
+def _file(path: Path) -> ModelFile:
+    source = read_source(path)
+    parts = split_name(path.name)
+    return _model(path, parts[0] if parts else path.stem, source.size, source.header)
+
+
+def _package(path: Path) -> ModelFile:
+    found = describe(path)
+    model = _model(path, found.name, found.manifest.total_bytes, found.header)
+    return replace(model, digest=found.digest)
+
+
+def _model(path: Path, name: str, size: int, header: Header) -> ModelFile:
     window, window_bytes = sliding(header)
     return ModelFile(
-        id=ModelId(path.stem),
+        id=ModelId(name),
         path=str(path),
         size_bytes=size,
         architecture=header.architecture,
@@ -77,15 +111,6 @@ def read(path: Path) -> ModelFile:
         window=window,
         window_bytes_per_token=window_bytes,
     )
-
-
-def _header(path: Path) -> tuple[int, Header]:
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size == 0:
-            raise ModelError("it is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return size, read_header(data, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +148,9 @@ def stock(
     # By the file behind the links, but under the name of the link: where downloads are kept, the
     # file's own name is often its digest.
     paths = {path.resolve(): path for one in references if one not in wishes
-             for path in (find(one),)}  # fmt: skip
+             for path in (find(one, digests.packages),)}  # fmt: skip
     models = [read(path) for path in paths.values()]
-    beside, notes = _beside(standby, frozenset(paths))
+    beside, notes = _beside(standby, frozenset(paths), digests.packages)
     names = Counter(model.id for model in (*models, *beside))
 
     def named(found: Sequence[ModelFile]) -> tuple[ModelFile, ...]:
@@ -135,8 +160,10 @@ def stock(
 
 
 def is_missing(reference: str) -> bool:
-    """Whether there is neither a file nor a bundled model of that name."""
-    return reference not in bundled() and not os.path.exists(_path(reference))
+    """Whether there is neither a file nor a bundled model of that name, nor can a hub have it."""
+    if reference in bundled() or is_hub(reference):
+        return False
+    return not os.path.exists(_path(reference))
 
 
 def _path(reference: str) -> Path:
@@ -154,7 +181,7 @@ def wish(reference: str) -> ModelId:
 
 
 def _beside(
-    references: Sequence[str], taken: frozenset[Path]
+    references: Sequence[str], taken: frozenset[Path], packages: Path
 ) -> tuple[tuple[ModelFile, ...], tuple[str, ...]]:
     """The models that stand by, and what is wrong with files of their folders. A file that was
     named itself raises ModelError.
@@ -164,8 +191,8 @@ def _beside(
     notes: list[str] = []
     for reference in references:
         folder = _path(reference)
-        is_folder = reference not in bundled() and os.path.isdir(folder)
-        for path in _files(folder) if is_folder else (find(reference),):
+        is_folder = not is_hub(reference) and reference not in bundled() and _is_shelf(folder)
+        for path in _files(folder) if is_folder else (find(reference, packages),):
             if path.resolve() in seen:
                 continue
             seen.add(path.resolve())
@@ -185,31 +212,51 @@ def _beside(
     return tuple(found), tuple(notes)
 
 
+def _is_shelf(folder: Path) -> bool:
+    """It holds models, and is not one itself."""
+    return os.path.isdir(folder) and not is_package(folder)
+
+
 def _files(folder: Path) -> tuple[Path, ...]:
+    """Of a model in several files, the first."""
     try:
-        return tuple(sorted(path for path in folder.glob("*.gguf") if path.is_file()))
+        found = sorted(path for path in folder.glob("*.gguf") if path.is_file())
+        return tuple(one for one in found if (split_name(one.name) or ("", 1, 1))[1] == 1)
     except OSError as error:
         raise ModelError(f"{folder} cannot be read: {error.strerror}") from error
 
 
 def distinct(model: ModelFile, digests: Digests) -> ModelFile:
     """The model under a name that no other file has."""
-    digest = digests.compute(Path(model.path))
+    digest = model.digest or digests.compute(Path(model.path))
     return replace(model, id=ModelId(f"{model.id}@{digest[:8]}"), digest=digest)
 
 
 class Digests:
-    """SHA-256 of files, computed once and remembered by inode, size and time."""
+    """SHA-256 of models, computed once and remembered by inode, size and time of their files."""
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
         self._lock = threading.Lock()
+
+    @property
+    def packages(self) -> Path:
+        """Where the packages of the same cache are."""
+        return self._cache.parent / "packages"
 
     async def of(self, path: Path) -> Digest:
         """The digest, computed in a thread: seconds for gigabytes."""
         return await trio.to_thread.run_sync(self.compute, path, abandon_on_cancel=True)
 
     def compute(self, path: Path) -> Digest:
+        """Of a model in several files: the SHA-256 of the text of theirs, one behind the other."""
+        found = [self.file(one) for one in files_of(path)]
+        if len(found) == 1:
+            return found[0]
+        return Digest(hashlib.sha256("".join(found).encode()).hexdigest())
+
+    def file(self, path: Path) -> Digest:
+        """Of one file."""
         stat = path.stat()
         key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
         known = self._read().get(key)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 
-from p2p_mesh.core.names import Digest, PeerId
-from p2p_mesh.core.records import Announcement
+from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.package import PackageRef
+from p2p_mesh.core.records import Announcement, ModelFile, Resources
 from p2p_mesh.errors import Unavailable
-from p2p_mesh.serve.backend import Stream
+from p2p_mesh.serve.backend import Package, Stream
 
 
 class NoMesh:
     """Implements serve.backend.Mesh."""
+
+    def me(self) -> PeerId:
+        raise Unavailable("there is no mesh")
+
+    def resources(self) -> Resources:
+        return Resources(memory_total=2**40, memory_free=2**40, threads=1)
+
+    def round_trip(self, peer: PeerId) -> float | None:
+        return None
 
     def peers(self) -> Sequence[tuple[PeerId, Announcement]]:
         return ()
@@ -28,5 +37,5 @@ class NoMesh:
     async def lease(self, memory_bytes: int) -> AsyncIterator[None]:
         yield
 
-    async def fetch(self, digest: Digest) -> Path:
-        raise Unavailable(f"nobody has {digest}")
+    async def package(self, wanted: ModelFile | PackageRef) -> Package:
+        raise Unavailable(f"nobody has {wanted}")

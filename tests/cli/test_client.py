@@ -26,6 +26,8 @@ STATUS: dict[str, Any] = {
     ],
     "unloading": [{"id": "old", "active": 1, "queued": 0}],
     "standby": [{"id": "spare", "digest": "0123456789abcdef", "size_bytes": 2_500_000_000}],
+    "fetching": [{"model": "large", "done_bytes": 250_000_000, "total_bytes": 1_000_000_000,
+                  "rate": 12_000_000, "from": ["12D3", "12D4"]}],
     "demand": {"tiny": 12.34}, "owners": ["mo1_x"], "is_revoked": True, "revoked_peers": 2,
     "endpoints": [
         {"name": "h:8080", "state": "failed", "reason": "wants a key"},
@@ -92,6 +94,9 @@ def test_status_for_people(node: Path, capsys: pytest.CaptureFixture[str]) -> No
         "starting",
         "ENDPOINT",
         "h:8080",
+        "FETCHING",
+        "25%",
+        "2 peers",
         "failed",
         "wants a key",
         "UNLOADING",

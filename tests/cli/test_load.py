@@ -41,6 +41,19 @@ def test_path_is_of_this_shell(
     assert serving.asked == [("/api/load", {"model": str(tmp_path / "m.gguf")})]
 
 
+def test_folder_is_of_this_shell_where_it_is_a_package(
+    serving: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("layers", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "layers" / "model-package.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for name in ("layers", "other"):
+        assert execute(["load", name, "--data-dir", serving.directory]) == 0
+    asked = [body["model"] for _, body in serving.asked]
+    assert asked == [str(tmp_path / "layers"), "other"]
+
+
 def test_bad_model_is_something_to_mend(serving: Port, capsys: pytest.CaptureFixture[str]) -> None:
     serving.answers["/api/load"] = [refusal("it does not fit; give it --ctx 512", "bad_model")]
     assert execute(["load", "m", "--data-dir", serving.directory]) == 2

@@ -104,3 +104,14 @@ def test_error_inside_groups_is_found() -> None:
     error = SettingsError("port 1 is in use")
     groups: Any = BaseExceptionGroup("", [ExceptionGroup("", [error])])
     assert _first(groups) is error
+
+
+def test_plan_of_stages_is_for_a_model_that_is_served(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(
+        '{"model": "big", "manifest_sha256": "%s", "stages": '
+        '[{"node": "bob", "layer_start": 0, "layer_end": 4}]}' % ("a" * 64)
+    )
+    settings = Settings(data_dir=str(tmp_path), stages=str(plan))
+    with pytest.raises(SettingsError, match="is a plan for big, and this node has meshnode-demo"):
+        _run(settings, Journal())

@@ -3,6 +3,7 @@
 import pytest
 
 from p2p_mesh.core.names import Digest, PeerId
+from p2p_mesh.core.package import PackageRef
 from p2p_mesh.errors import Unavailable
 from p2p_mesh.serve.backend import Mesh
 from p2p_mesh.testing.mesh import NoMesh
@@ -14,6 +15,10 @@ async def test_nobody_is_there() -> None:
     with pytest.raises(Unavailable):
         mesh.open_stream(PeerId("x"), "stage")
     with pytest.raises(Unavailable):
-        await mesh.fetch(Digest("0"))
+        mesh.me()
+    with pytest.raises(Unavailable):
+        await mesh.package(PackageRef(manifest=Digest("0" * 64)))
+    assert mesh.round_trip(PeerId("x")) is None
+    assert mesh.resources().memory_free
     async with mesh.lease(1):
         pass

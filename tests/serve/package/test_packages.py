@@ -57,6 +57,15 @@ async def test_hashes_of_a_file_are_remembered(
     assert (again.ref, seen) == (first.ref, [])
 
 
+async def test_file_is_read_once_for_all_who_want_it(packages: Packages, model: Path) -> None:
+    seen: list[list[float]] = [[] for _ in range(4)]
+    async with trio.open_nursery() as nursery:
+        for one in seen:
+            nursery.start_soon(packages.opened, model, one.append)
+    assert len([one for one in seen if one]) == 1
+    assert len(packages.held()) == 1
+
+
 async def test_name_of_a_file_does_not_matter(
     packages: Packages, digests: Digests, model: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +167,41 @@ async def test_pieces_are_added_to_a_package_without(
     ref = (await Packages(tmp_path / "x", digests).opened(built)).ref
     whole = PackageRef(manifest=ref.manifest, pieces=hashlib.sha256(pieces).hexdigest())
     assert (await mine.add(whole, without.manifest_bytes, pieces)).pieces is not None
+
+
+async def test_list_of_pieces_from_a_stranger_changes_nothing_that_is_whole(
+    packages: Packages, digests: Digests, model: Path
+) -> None:
+    mine = await packages.opened(model)
+    pieces = mine.pieces_bytes.replace(mine.pieces_bytes[-70:-10], b"0" * 60)
+    ref = PackageRef(manifest=mine.ref.manifest, pieces=hashlib.sha256(pieces).hexdigest())
+    assert await packages.add(ref, mine.manifest_bytes, pieces) is mine
+    again = await other(packages, digests).find(mine.ref)
+    assert again is not None
+    assert (again.ref, again.is_virtual) == (mine.ref, True)
+
+
+async def test_package_that_is_fetched_goes_by_the_newest_list_of_pieces(
+    packages: Packages, digests: Digests, model: Path, tmp_path: Path
+) -> None:
+    theirs = await packages.opened(model)
+    pieces = theirs.pieces_bytes.replace(theirs.pieces_bytes[-70:-10], b"0" * 60)
+    wrong = PackageRef(manifest=theirs.ref.manifest, pieces=hashlib.sha256(pieces).hexdigest())
+    mine = Packages(tmp_path / "mine", digests)
+    first = await mine.add(wrong, theirs.manifest_bytes, pieces)
+    assert await mine.add(wrong, theirs.manifest_bytes) is first
+    second = await mine.add(theirs.ref, theirs.manifest_bytes, theirs.pieces_bytes)
+    assert second.ref == theirs.ref
+    assert mine.held() == (second,)
+
+
+async def test_adding_forgets_no_file(packages: Packages, digests: Digests, model: Path) -> None:
+    theirs = await packages.opened(model)
+    ref = PackageRef(manifest=theirs.ref.manifest, pieces=theirs.ref.pieces, hub="hf://a/b@c")
+    await other(packages, digests).add(ref, theirs.manifest_bytes, theirs.pieces_bytes)
+    again = await other(packages, digests).find(ref)
+    assert again is not None
+    assert again.is_virtual
 
 
 async def test_own_folder_in_the_cache_is_opened_as_such(

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from p2p_mesh.errors import ModelError
@@ -64,6 +66,35 @@ def test_files_of_two_models_are_found_out(model: Path, tmp_path: Path) -> None:
         other.with_name("tiny-00002-of-00003.gguf").read_bytes()
     )
     check_source(read_source(first))  # of one shape: nothing in the files tells them apart
+
+
+def part(folder: Path, number: int, tensor: str, promised: int = 2) -> Path:
+    """One of two files of a model, with one tensor."""
+    path = folder / f"m-{number:05}-of-00002.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint16("split.no", number - 1)
+    writer.add_uint16("split.count", 2)
+    writer.add_int32("split.tensors.count", promised)
+    writer.add_tensor(tensor, np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_number_of_tensors_is_as_promised(tmp_path: Path) -> None:
+    first = part(tmp_path, 1, "blk.0.a", promised=3)
+    part(tmp_path, 2, "blk.0.b")
+    with pytest.raises(ModelError, match="should have 3 tensors and have 2"):
+        read_source(first)
+
+
+def test_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    first = part(tmp_path, 1, "blk.0.a")
+    part(tmp_path, 2, "blk.0.a")
+    with pytest.raises(ModelError, match=r"tensor 'blk\.0\.a' is in two of its files"):
+        check_source(read_source(first))
 
 
 def test_absurd_number_of_files_is_refused() -> None:

@@ -1,0 +1,1 @@
+"""Models as layer packages: written, checked, opened, and held in the cache of this machine."""
