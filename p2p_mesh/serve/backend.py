@@ -157,6 +157,10 @@ class Package(Protocol):
         """
         ...
 
+    async def whole(self, progress: Callable[[float], None] = lambda _: None) -> Path:
+        """The model in one file (the first, where it is split). Raises as `fetch` does."""
+        ...
+
 
 class Mesh(Protocol):
     """The narrow port through which a backend sees the mesh."""

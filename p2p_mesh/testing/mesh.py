@@ -18,6 +18,9 @@ class NoMesh:
     def me(self) -> PeerId:
         raise Unavailable("there is no mesh")
 
+    def name(self) -> str:
+        return "alone"
+
     def resources(self) -> Resources:
         return Resources(memory_total=2**40, memory_free=2**40, threads=1)
 

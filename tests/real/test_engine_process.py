@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import trio
 import trio.testing
 from meshnode_llama_cpp.backend import LlamaCpp
 from meshnode_llama_cpp.engine import LlamaEngine
+from msgspec.structs import replace
 
 from p2p_mesh.core.names import ModelId, RequestId
+from p2p_mesh.core.package import PackageRef
 from p2p_mesh.core.records import (
     ChatPrompt,
     Delta,
@@ -208,7 +210,7 @@ async def test_an_answer_may_be_left_in_another_task(engine: LlamaEngine) -> Non
     async with trio.open_nursery() as nursery:
         nursery.start_soon(begin)
     await left.__aexit__(None, None, None)
-    assert await answer(engine, ask(sampling=GREEDY))
+    assert await answer(engine, ask(sampling=GREEDY, max_tokens=3))
 
 
 async def test_a_slow_reader_holds_up_nobody(engine: LlamaEngine) -> None:
@@ -406,3 +408,25 @@ async def _hold(model: ModelFile, task_status: trio.TaskStatus[LlamaEngine]) -> 
     async with start(model) as engine:
         task_status.started(engine)
         await trio.sleep_forever()
+
+
+class Packaged(NoMesh):
+    """A mesh of one that has a model as a package."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    async def package(self, wanted: ModelFile | PackageRef) -> Any:
+        return self
+
+    async def whole(self, progress: Callable[[float], None]) -> Path:
+        progress(1.0)
+        return self._file
+
+
+async def test_a_model_that_is_a_folder_is_loaded_as_one_file(
+    tiny: ModelFile, tmp_path: Path
+) -> None:
+    folder = replace(tiny, path=str(tmp_path))
+    async with LlamaCpp().open(Load(folder, threads=1), Packaged(Path(tiny.path))) as engine:
+        assert "generate" in engine.describe().capabilities

@@ -9,10 +9,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import trio
+from msgspec import structs
 
 from meshnode_llama_cpp.engine import LlamaEngine, run_engine
 from meshnode_llama_cpp.memory import BITS, STEP, need
-from p2p_mesh.core.records import KvType, Resources
+from p2p_mesh.core.records import KvType, ModelFile, Resources
 from p2p_mesh.errors import ModelError
 from p2p_mesh.serve.backend import Fit, Load, Mesh, Refusal
 
@@ -42,8 +46,17 @@ class LlamaCpp:
         plan = fit(load, load.memory_limit)
         if isinstance(plan, Refusal):
             raise ModelError(f"{plan.reason} {plan.advice}".strip())
+        if await trio.Path(load.model.path).is_dir():
+            load = replace(load, model=await _in_one_file(load, mesh))
         async with run_engine(load, plan) as engine:
             yield engine
+
+
+async def _in_one_file(load: Load, mesh: Mesh) -> ModelFile:
+    """A model that is a package, as llama.cpp can load it."""
+    package = await mesh.package(load.model)
+    path = await package.whole(load.progress)
+    return structs.replace(load.model, path=str(path))
 
 
 def fit(load: Load, available: int | None) -> Fit | Refusal:
