@@ -1,11 +1,9 @@
 """The model that comes with meshnode speaks: asked as a new user would ask it."""
 
-from pathlib import Path
-
 import httpx
 
 from p2p_mesh.serve.store import DEFAULT_MODEL, find
-from p2p_mesh.testing.cluster import NodeProcess, start_node
+from p2p_mesh.testing.cluster import NodeProcess
 
 KNOWN = {
     "hello": "Tidewick",
@@ -25,15 +23,13 @@ async def ask(node: NodeProcess, question: str) -> tuple[str, str]:
     return choice["message"]["content"], choice["finish_reason"]
 
 
-async def test_it_greets_and_knows_its_village(tmp_path: Path) -> None:
-    async with start_node(tmp_path / "a") as node:
-        assert (await node.wait("ready"))["models"] == [DEFAULT_MODEL]
-        for question, fact in KNOWN.items():
-            answer, reason = await ask(node, question)
-            assert fact in answer
-            assert answer[0].isupper()
-            assert answer[-1] in ".!?"
-            assert reason == "stop"
+async def test_it_greets_and_knows_its_village(alice: NodeProcess) -> None:
+    for question, fact in KNOWN.items():
+        answer, reason = await ask(alice, question)
+        assert fact in answer
+        assert answer[0].isupper()
+        assert answer[-1] in ".!?"
+        assert reason == "stop"
 
 
 def test_it_is_small_enough_to_ship() -> None:

@@ -12,7 +12,7 @@ from p2p_mesh.testing.cluster import NodeProcess, start_node
 from p2p_mesh.testing.events import post_stream
 
 LONG = {"model": "slow", "messages": [{"role": "user", "content": "hello"}], "seed": 3,
-        "max_tokens": 800, "temperature": 2, "top_k": 0, "min_p": 0}  # fmt: skip
+        "max_tokens": 400, "temperature": 2, "top_k": 0, "min_p": 0}  # fmt: skip
 
 
 def command(directory: Path, *words: str) -> tuple[int, Any, str]:
@@ -44,7 +44,7 @@ async def served(directory: Path) -> list[str]:
 async def test_model_comes_and_goes_and_its_answer_ends_well(
     tmp_path: Path, tiny: Path, slow: Path
 ) -> None:
-    async with start_node(tmp_path / "a", "--model", str(tiny)) as node:
+    async with start_node(tmp_path / "a", "--model", str(tiny), "--threads", "1") as node:
         await node.wait("ready")
         assert (await tell(tmp_path / "a", "load", str(slow)))["state"] == "ready"
         assert "served already" in await refused(tmp_path / "a", "load", "slow")

@@ -15,9 +15,11 @@ import psutil
 import pytest
 import trio
 
+from p2p_mesh.serve.store import DEFAULT_MODEL
 from p2p_mesh.testing.cluster import NodeProcess, start_node
 from p2p_mesh.testing.events import Events, post_stream
 from p2p_mesh.testing.models import LOOPING, Lies, write_model
+from tests.real.shared import facts
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -60,25 +62,24 @@ async def status(node: NodeProcess) -> dict[str, Any]:
         return found
 
 
-async def test_second_node_answers_for_a_model_it_does_not_have(tmp_path: Path, tiny: Path) -> None:
-    async with start_node(tmp_path / "a", "--model", str(tiny), "--name", "alice") as alice:
-        invite = (await alice.wait("ready"))["invite"]
-        async with start_node(tmp_path / "b", "--client", "--join", invite) as bob:
-            ready = await bob.wait("ready")
-            assert (ready["invite"], ready["models"]) == (None, [])
-            answers = [await chat(node, "tiny") for node in (alice, bob)]
-            assert [answer.status_code for answer in answers] == [200, 200]
-            texts = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
-            assert texts[0] == texts[1] != ""
-            async with long_answer(bob, "tiny", 50) as events:
-                found = await events.all()
-            assert events.is_done
-            assert len(found) > 10
-            (peer,) = (await status(bob))["peers"]
-            assert (peer["name"], peer["state"], peer["models"]) == ("alice", "connected", ["tiny"])
-            missing = await chat(bob, "gone")
-            assert missing.status_code == 404
-            assert "there are: tiny" in missing.json()["error"]["message"]
+async def test_second_node_answers_for_a_model_it_does_not_have(
+    alice: NodeProcess, bob: NodeProcess
+) -> None:
+    assert (facts(bob)["invite"], facts(bob)["models"]) == (None, [])
+    answers = [await chat(node, "tiny") for node in (alice, bob)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    texts = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
+    assert texts[0] == texts[1] != ""
+    async with long_answer(bob, "tiny", 50) as events:
+        found = await events.all()
+    assert events.is_done
+    assert len(found) > 10
+    (peer,) = [one for one in (await status(bob))["peers"] if one["name"] == "alice"]
+    assert peer["state"] == "connected"
+    assert sorted(peer["models"]) == sorted(facts(alice)["models"])
+    missing = await chat(bob, "gone")
+    assert missing.status_code == 404
+    assert "there are: caller, effort, judge" in missing.json()["error"]["message"]
 
 
 async def test_log_is_json_and_shows_the_invite_once(tmp_path: Path, tiny: Path) -> None:
@@ -88,7 +89,8 @@ async def test_log_is_json_and_shows_the_invite_once(tmp_path: Path, tiny: Path)
         wanted = {"api_url", "console_url", "peer_id", "p2p_addrs", "mesh_id", "invite", "models"}
         assert wanted <= set(ready)
         assert ready["models"] == ["tiny"]
-        events = [line["event"] for line in node.log]
+        seen = [line["event"] for line in node.log]
+        events = [one for one in seen if one != "model_loading"]  # said where that takes long
         assert events == ["api_ready", "model_ready", "ready"]
         assert await node.stop(signal.SIGTERM) == 0
         assert sum(ready["invite"] in json.dumps(line) for line in node.log) == 1
@@ -127,18 +129,20 @@ async def test_engines_do_not_outlive_a_killed_node(tmp_path: Path, slow: Path) 
         await again.wait("ready")
 
 
-async def test_disconnect_frees_the_slot(tmp_path: Path, slow: Path) -> None:
-    async with start_node(tmp_path / "a", "--model", str(slow)) as node:
-        invite = (await node.wait("ready"))["invite"]
-        async with start_node(tmp_path / "b", "--client", "--join", invite) as client:
-            await client.wait("ready")
-            for asked in (node, client):
-                async with long_answer(asked) as events:
-                    await events.next()
-                    assert (await status(node))["models"][0]["active"] == 1
-                with trio.fail_after(1):
-                    while (await status(node))["models"][0]["active"]:
-                        await trio.sleep(0.01)
+async def test_disconnect_frees_the_slot(alice: NodeProcess, bob: NodeProcess) -> None:
+    for asked in (alice, bob):
+        async with long_answer(asked) as events:
+            await events.next()
+            assert await active(alice, "slow") == 1
+        with trio.fail_after(1):
+            while await active(alice, "slow"):
+                await trio.sleep(0.01)
+
+
+async def active(node: NodeProcess, model: str) -> int:
+    """How many answers of that model are being written."""
+    (found,) = [one for one in (await status(node))["models"] if one["id"] == model]
+    return int(found["active"])
 
 
 async def test_hostile_models_take_nothing_but_themselves(tmp_path: Path, tiny: Path) -> None:
@@ -168,14 +172,12 @@ def refused(*arguments: str, **given: Any) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-async def test_second_node_on_a_data_directory_is_refused_by_name(tmp_path: Path) -> None:
-    async with start_node(tmp_path / "a", "--name", "alice") as node:
-        await node.wait("ready")
-        code, said = await trio.to_thread.run_sync(
-            lambda: refused("--client", "--data-dir", str(tmp_path / "a"))
-        )
-        assert code == 1
-        assert f"alice (process {node.pid}) runs on" in said
+async def test_second_node_on_a_data_directory_is_refused_by_name(alice: NodeProcess) -> None:
+    code, said = await trio.to_thread.run_sync(
+        lambda: refused("--client", "--data-dir", str(alice.data_dir))
+    )
+    assert code == 1
+    assert f"alice (process {alice.pid}) runs on" in said
 
 
 @pytest.mark.parametrize("flag", ["--port", "--console", "--p2p-port"])
@@ -188,45 +190,43 @@ def test_port_in_use_is_one_line(tmp_path: Path, flag: str) -> None:
     assert said == f"Error: port {port} is in use; choose another with {flag}\n"
 
 
-async def test_token_may_come_by_file_input_and_environment(tmp_path: Path) -> None:
-    async with start_node(tmp_path / "a") as node:
-        invite = (await node.wait("ready"))["invite"]
-        (tmp_path / "token").write_text(invite)
-        ways: list[tuple[tuple[str, ...], dict[str, str], bytes]] = [
-            (("--join", f"@{tmp_path / 'token'}"), {}, b""),
-            (("--join", "-"), {}, invite.encode() + b"\n"),
-            ((), {"MESHNODE_JOIN": invite}, b""),
-        ]
-        for number, (arguments, environment, stdin) in enumerate(ways):
-            async with start_node(
-                tmp_path / str(number), "--client", *arguments, environment=environment,
-                stdin=stdin,
-            ) as guest:  # fmt: skip
-                ready = await guest.wait("ready")
-                assert ready["mesh_id"] == node.log[-1].get("mesh_id", ready["mesh_id"])
-                await guest.wait("peer_joined")
+async def test_token_may_come_by_file_input_and_environment(
+    tmp_path: Path, alice: NodeProcess
+) -> None:
+    invite = facts(alice)["invite"]
+    (tmp_path / "token").write_text(invite)
+    ways: list[tuple[tuple[str, ...], dict[str, str], bytes]] = [
+        (("--join", f"@{tmp_path / 'token'}"), {}, b""),
+        (("--join", "-"), {}, invite.encode() + b"\n"),
+        ((), {"MESHNODE_JOIN": invite}, b""),
+    ]
+    for number, (arguments, environment, stdin) in enumerate(ways):
+        async with start_node(
+            tmp_path / str(number), "--client", *arguments, environment=environment,
+            stdin=stdin,
+        ) as guest:  # fmt: skip
+            assert (await guest.wait("ready"))["mesh_id"] == facts(alice)["mesh_id"]
+            await guest.wait("peer_joined")
 
 
-async def test_restarted_node_is_who_it_was(tmp_path: Path) -> None:
-    ready = []
+async def test_restarted_node_is_who_it_was(tmp_path: Path, tiny: Path) -> None:
+    said = []
     for _ in range(2):
-        async with start_node(tmp_path / "a") as node:
-            ready.append(await node.wait("ready"))
+        async with start_node(tmp_path / "a", "--standby", str(tiny)) as node:
+            said.append(await node.wait("ready"))
             await node.stop(signal.SIGTERM)
     same = ("peer_id", "mesh_id", "invite", "p2p_addrs")
-    assert [ready[0][key] for key in same] == [ready[1][key] for key in same]
+    assert [said[0][key] for key in same] == [said[1][key] for key in same]
     assert (tmp_path / "a" / "node.key").stat().st_mode & 0o777 == 0o600
 
 
-async def test_joined_node_comes_back_without_a_token(tmp_path: Path) -> None:
-    async with start_node(tmp_path / "a") as node:
-        invite = (await node.wait("ready"))["invite"]
-        for arguments in (("--join", invite), ()):
-            async with start_node(tmp_path / "b", "--client", *arguments) as guest:
-                await guest.wait("peer_joined")
+async def test_joined_node_comes_back_without_a_token(tmp_path: Path, alice: NodeProcess) -> None:
+    for arguments in (("--join", facts(alice)["invite"]), ()):
+        async with start_node(tmp_path / "b", "--client", *arguments) as guest:
+            await guest.wait("peer_joined")
 
 
-async def test_commands_find_the_running_node(tmp_path: Path) -> None:
+async def test_commands_find_a_node_that_was_told_nothing(tmp_path: Path) -> None:
     def command(*words: str) -> Any:
         done = subprocess.run(
             [sys.executable, "-m", "p2p_mesh", *words, "--data-dir", str(tmp_path / "a"), "--json"],
@@ -234,8 +234,8 @@ async def test_commands_find_the_running_node(tmp_path: Path) -> None:
         )  # fmt: skip
         return json.loads(done.stdout)
 
-    async with start_node(tmp_path / "a", "--name", "alice") as node:
-        await node.wait("ready")
+    async with start_node(tmp_path / "a") as node:
+        assert (await node.wait("ready"))["models"] == [DEFAULT_MODEL]
         found = await trio.to_thread.run_sync(command, "status")
         served = await status(node)
         for one in (found, served):  # what changes from one moment to the next

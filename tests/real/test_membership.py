@@ -27,17 +27,20 @@ async def told(
             after = node.log.index(line, after) + 1
 
 
+IDLE = ("--p2p-host", "127.0.0.1", "--standby", "meshnode-demo")
+"""It serves nothing until it is asked for, and nobody asks."""
+
+
 async def found(stack: AsyncExitStack, folder: Path) -> tuple[NodeProcess, str, str]:
     """A node that founded its mesh, its peer id, and the token that it prints."""
-    node = await stack.enter_async_context(start_node(folder, "--p2p-host", "127.0.0.1"))
+    node = await stack.enter_async_context(start_node(folder, *IDLE))
     ready = await node.wait("ready")
     return node, ready["peer_id"], ready["invite"]
 
 
 async def join(stack: AsyncExitStack, folder: Path, token: str) -> NodeProcess:
     """A node that is starting."""
-    arguments = ("--p2p-host", "127.0.0.1", "--join", token)
-    return await stack.enter_async_context(start_node(folder, *arguments))
+    return await stack.enter_async_context(start_node(folder, *IDLE, "--join", token))
 
 
 async def id_of(node: NodeProcess) -> str:
@@ -51,7 +54,7 @@ async def test_invite_of_one_use_lets_one_in(tmp_path: Path) -> None:
         token = (await tell(tmp_path / "a", "invite", "--uses", "1"))["invite"]
         guest = await id_of(await join(stack, tmp_path / "b", token))
         await joined(holder, guest)
-        async with start_node(tmp_path / "c", "--join", token) as second:
+        async with start_node(tmp_path / "c", *IDLE, "--join", token) as second:
             with trio.fail_after(15):
                 assert await second.process.wait() != 0
                 while "used 1 times" not in second.text + str(second.log):
@@ -84,13 +87,13 @@ async def test_member_finds_back_without_token_and_seed(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         seed, _, token = await found(stack, tmp_path / "a")
         third = await join(stack, tmp_path / "b", token)
-        async with start_node(tmp_path / "c", "--p2p-host", "127.0.0.1", "--join", token) as member:
+        async with start_node(tmp_path / "c", *IDLE, "--join", token) as member:
             peer, third_id = await id_of(member), await id_of(third)
             await joined(third, peer)
             await joined(member, third_id)
             await member.stop(signal.SIGTERM)
         await seed.stop(signal.SIGTERM)
         before = len(third.log)
-        async with start_node(tmp_path / "c", "--p2p-host", "127.0.0.1") as again:
+        async with start_node(tmp_path / "c", *IDLE) as again:
             await joined(again, third_id)
             await joined(third, peer, after=before)

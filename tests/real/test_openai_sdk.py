@@ -6,9 +6,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -17,8 +15,9 @@ import pytest
 import trio
 
 from p2p_mesh.serve.store import DEFAULT_MODEL
-from p2p_mesh.testing.cluster import NodeProcess, start_node
-from p2p_mesh.testing.models import Shape, write_embedder, write_model, write_reranker
+from p2p_mesh.testing.cluster import NodeProcess
+
+MODELS = (DEFAULT_MODEL, "tiny", "slow", "caller", "effort", "mini", "judge")
 
 
 def sdk(node: NodeProcess) -> openai.OpenAI:
@@ -28,19 +27,9 @@ def sdk(node: NodeProcess) -> openai.OpenAI:
     )  # fmt: skip
 
 
-@asynccontextmanager
-async def two_nodes(folder: Path) -> AsyncIterator[list[openai.OpenAI]]:
-    async with start_node(folder / "a") as server:
-        invite = (await server.wait("ready"))["invite"]
-        async with start_node(folder / "b", "--client", "--join", invite) as client:
-            await client.wait("ready")
-            yield [sdk(server), sdk(client)]
-
-
-async def test_every_operation_on_both_nodes(tmp_path: Path) -> None:
-    async with two_nodes(tmp_path) as clients:
-        for client in clients:
-            await trio.to_thread.run_sync(_everything, client)
+async def test_every_operation_on_both_nodes(alice: NodeProcess, bob: NodeProcess) -> None:
+    for node in (alice, bob):
+        await trio.to_thread.run_sync(_everything, sdk(node))
 
 
 def _everything(client: openai.OpenAI) -> None:
@@ -53,7 +42,7 @@ def _everything(client: openai.OpenAI) -> None:
 
 def _models(client: openai.OpenAI) -> None:
     models = client.models.list()
-    assert [model.id for model in models.data] == [DEFAULT_MODEL]
+    assert sorted(model.id for model in models.data) == sorted(MODELS)
     assert (client.models.retrieve(DEFAULT_MODEL)).id == DEFAULT_MODEL
 
 
@@ -141,44 +130,20 @@ WEATHER: Any = {
     },
 }
 TIME: Any = {"type": "function", "function": {"name": "time"}}
-# The calls of Hermes and Qwen: a family that is told by its template.
-HERMES = (
-    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}{{ tool | tojson }}"
-    "{% endfor %}</tools>\nFor each function call return a json object with function name and "
-    "arguments within "
-    '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": '
-    "<args-json-object>}\n</tool_call><|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>\n"
-    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n'
-    "</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-ROOMY = Shape(context=4096)
 
 Check = Callable[[openai.OpenAI], None]
 
 
-async def against(folder: Path, model: Path | None, check: Check) -> None:
-    """Runs a check, in a thread, on a node of its own; without a model, the bundled one. Its
-    answers do not depend on what came before: the checks ask twice, and compare.
+async def against(node: NodeProcess, check: Check) -> None:
+    """Runs a check in a thread. Answers do not depend on what came before: the checks ask twice,
+    and compare.
     """
-    arguments = () if model is None else ("--model", str(model))
-    async with start_node(folder / "node", "--deterministic", *arguments) as node:
-        await node.wait("ready")
-        with sdk(node) as client:
-            await trio.to_thread.run_sync(check, client)
+    with sdk(node) as client:
+        await trio.to_thread.run_sync(check, client)
 
 
-@pytest.fixture(scope="module")
-def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights whose template knows tools."""
-    path = tmp_path_factory.mktemp("models") / "caller.gguf"
-    return Path(write_model(path, shape=ROOMY, template=HERMES).path)
-
-
-async def test_choices(tmp_path: Path) -> None:
-    await against(tmp_path, None, _choices)
+async def test_choices(alice: NodeProcess) -> None:
+    await against(alice, _choices)
 
 
 def _choices(client: openai.OpenAI) -> None:
@@ -212,8 +177,8 @@ def _mean(logprobs: Any) -> float:
     return float(sum(logprobs.token_logprobs) / len(logprobs.token_logprobs))
 
 
-async def test_log_probabilities(tmp_path: Path) -> None:
-    await against(tmp_path, None, _log_probabilities)
+async def test_log_probabilities(alice: NodeProcess) -> None:
+    await against(alice, _log_probabilities)
 
 
 def _log_probabilities(client: openai.OpenAI) -> None:
@@ -240,8 +205,8 @@ def _log_probabilities(client: openai.OpenAI) -> None:
     assert echo.finish_reason == "length"
 
 
-async def test_what_is_sampled(tmp_path: Path) -> None:
-    await against(tmp_path, None, _what_is_sampled)
+async def test_what_is_sampled(alice: NodeProcess) -> None:
+    await against(alice, _what_is_sampled)
 
 
 def _what_is_sampled(client: openai.OpenAI) -> None:
@@ -260,8 +225,8 @@ def _what_is_sampled(client: openai.OpenAI) -> None:
     assert forced != greedy
 
 
-async def test_schemas(tmp_path: Path) -> None:
-    await against(tmp_path, None, _schemas)
+async def test_schemas(alice: NodeProcess) -> None:
+    await against(alice, _schemas)
 
 
 def _schemas(client: openai.OpenAI) -> None:
@@ -282,8 +247,8 @@ def _schemas(client: openai.OpenAI) -> None:
     assert refused.value.param == "response_format"
 
 
-async def test_tools(tmp_path: Path, caller: Path) -> None:
-    await against(tmp_path, caller, _tools)
+async def test_tools(alice: NodeProcess) -> None:
+    await against(alice, _tools)
 
 
 def _tools(client: openai.OpenAI) -> None:
@@ -309,8 +274,8 @@ def _tools(client: openai.OpenAI) -> None:
     assert json.loads(old.message.function_call.arguments)["city"] in ("Oslo", "Rome")
 
 
-async def test_streamed_tools(tmp_path: Path, caller: Path) -> None:
-    await against(tmp_path, caller, _streamed_tools)
+async def test_streamed_tools(alice: NodeProcess) -> None:
+    await against(alice, _streamed_tools)
 
 
 def _streamed_tools(client: openai.OpenAI) -> None:
@@ -328,8 +293,8 @@ def _streamed_tools(client: openai.OpenAI) -> None:
     ]
 
 
-async def test_media_that_a_model_does_not_take(tmp_path: Path, tiny: Path) -> None:
-    await against(tmp_path, tiny, _media)
+async def test_media_that_a_model_does_not_take(alice: NodeProcess) -> None:
+    await against(alice, _media)
 
 
 def _media(client: openai.OpenAI) -> None:
@@ -341,31 +306,31 @@ def _media(client: openai.OpenAI) -> None:
             )
 
 
-async def test_effort_reaches_the_template(tmp_path: Path) -> None:
-    template = "{{ messages[0].content }} {{ reasoning_effort }} {{ enable_thinking }} {{ tone }}"
-    path = write_model(tmp_path / "effort.gguf", template=template).path
-    await against(tmp_path, Path(path), _effort)
+async def test_effort_reaches_the_template(alice: NodeProcess) -> None:
+    await against(alice, _effort)
 
 
 def _effort(client: openai.OpenAI) -> None:
-    body = {"messages": HELLO, "reasoning_effort": "none", "chat_template_kwargs": {"tone": "dry"}}
+    body = {"model": "effort", "messages": HELLO, "reasoning_effort": "none",
+            "chat_template_kwargs": {"tone": "dry"}}  # fmt: skip
     tokens: Any = client.post("/tokenize", body=body, cast_to=object)
-    text: Any = client.post("/detokenize", body=tokens, cast_to=object)
+    text: Any = client.post("/detokenize", body={**tokens, "model": "effort"}, cast_to=object)
     assert "hello none False dry" in text["content"]
 
 
-async def test_tokens(tmp_path: Path) -> None:
-    await against(tmp_path, None, _tokens)
+async def test_tokens(alice: NodeProcess) -> None:
+    await against(alice, _tokens)
 
 
 def _tokens(client: openai.OpenAI) -> None:
-    body: dict[str, Any] = {"content": "Mara bakes.", "with_pieces": True}
+    model = {"model": DEFAULT_MODEL}
+    body: dict[str, Any] = {**model, "content": "Mara bakes.", "with_pieces": True}
     pieces: Any = client.post("/tokenize", body=body, cast_to=object)
     assert "".join(one["piece"] for one in pieces["tokens"]).strip() == "Mara bakes."
     ids = [one["id"] for one in pieces["tokens"]]
-    text: Any = client.post("/detokenize", body={"tokens": ids}, cast_to=object)
+    text: Any = client.post("/detokenize", body={**model, "tokens": ids}, cast_to=object)
     assert text["content"].strip() == "Mara bakes."
-    chat: Any = client.post("/tokenize", body={"messages": HELLO}, cast_to=object)
+    chat: Any = client.post("/tokenize", body={**model, "messages": HELLO}, cast_to=object)
     usage = client.chat.completions.create(
         model=DEFAULT_MODEL, messages=HELLO, max_tokens=1
     ).usage  # fmt: skip
@@ -373,9 +338,8 @@ def _tokens(client: openai.OpenAI) -> None:
     assert usage.prompt_tokens == len(chat["tokens"])
 
 
-async def test_embeddings(tmp_path: Path) -> None:
-    path = write_embedder(tmp_path / "mini.gguf").path
-    await against(tmp_path, Path(path), _embeddings)
+async def test_embeddings(alice: NodeProcess) -> None:
+    await against(alice, _embeddings)
 
 
 def _embeddings(client: openai.OpenAI) -> None:
@@ -400,9 +364,8 @@ def _embeddings(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="mini", messages=HELLO)
 
 
-async def test_rerank(tmp_path: Path) -> None:
-    path = write_reranker(tmp_path / "judge.gguf").path
-    await against(tmp_path, Path(path), _rerank)
+async def test_rerank(alice: NodeProcess) -> None:
+    await against(alice, _rerank)
 
 
 def _rerank(client: openai.OpenAI) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import trio
 
 from p2p_mesh.testing.cluster import NodeProcess, start_node
+from tests.real.shared import facts, running
 
 DISTS = Path(__file__).parents[1] / "dists"
 BROKEN = {
@@ -38,6 +40,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
+@pytest.fixture(scope="module")
+def alice(
+    tmp_path_factory: pytest.TempPathFactory,
+    bytecode: Path,
+    tiny: Path,
+    installed: dict[str, str],
+) -> Iterator[NodeProcess]:
+    """A node that has them."""
+    folder = tmp_path_factory.mktemp("alice")
+    with running(folder, bytecode, "--model", str(tiny), environment=installed) as node:
+        yield node
+
+
 async def get(node: NodeProcess, path: str, method: str = "GET") -> Any:
     token = json.loads((node.data_dir / "node.json").read_text())["token"]
     async with httpx.AsyncClient() as client:
@@ -49,27 +64,23 @@ async def get(node: NodeProcess, path: str, method: str = "GET") -> Any:
         return response.json()
 
 
-async def test_strangers_backend_answers(
-    tmp_path: Path, tiny: Path, installed: dict[str, str]
-) -> None:
-    async with start_node(tmp_path / "a", "--model", str(tiny), environment=installed) as node:
-        await node.wait("ready", 60)
-        async with httpx.AsyncClient() as client:
-            answer = await client.post(
-                f"{node.url()}/v1/chat/completions",
-                json={"model": "tiny", "messages": [{"role": "user", "content": "say it again"}]},
-            )
-        assert answer.json()["choices"][0]["message"]["content"] == "say it again"
-        assert node.engines() == []  # the echo was chosen, and no engine process started
-        with trio.fail_after(15):  # the hook that hangs is cut off after 5 s
-            while (await skipped(node)).keys() != BROKEN.keys():
-                await trio.sleep(0.2)
-        for name, reason in (await skipped(node)).items():
-            assert BROKEN[name] in reason
-        with trio.fail_after(15):
-            while "ready" not in (heard := (await get(node, "/plugins/echo/heard"))["events"]):
-                await trio.sleep(0.2)
-        assert {"api_ready", "model_ready"} <= set(heard)
+async def test_strangers_backend_answers(alice: NodeProcess) -> None:
+    async with httpx.AsyncClient() as client:
+        answer = await client.post(
+            f"{alice.url()}/v1/chat/completions",
+            json={"model": "tiny", "messages": [{"role": "user", "content": "say it again"}]},
+        )
+    assert answer.json()["choices"][0]["message"]["content"] == "say it again"
+    assert alice.engines() == []  # the echo was chosen, and no engine process started
+    with trio.fail_after(15):  # the hook that hangs is cut off after 5 s
+        while (await skipped(alice)).keys() != BROKEN.keys():
+            await trio.sleep(0.2)
+    for name, reason in (await skipped(alice)).items():
+        assert BROKEN[name] in reason
+    with trio.fail_after(15):
+        while "ready" not in (heard := (await get(alice, "/plugins/echo/heard"))["events"]):
+            await trio.sleep(0.2)
+    assert {"api_ready", "model_ready"} <= set(heard)
 
 
 async def skipped(node: NodeProcess) -> dict[str, str]:
@@ -80,20 +91,19 @@ async def skipped(node: NodeProcess) -> dict[str, str]:
     return {one["name"]: one["reason"] for one in plugins if one["state"] == "skipped"}
 
 
-async def test_topics_carry_between_nodes(tmp_path: Path, installed: dict[str, str]) -> None:
-    async with start_node(tmp_path / "a", environment=installed) as alice:
-        invite = (await alice.wait("ready", 60))["invite"]
-        async with start_node(
-            tmp_path / "b", "--client", "--join", invite, environment=installed
-        ) as bob:
-            await bob.wait("ready", 60)
-            posts: list[str] = []
-            for _ in range(100):  # gossip needs a heartbeat or two to know who listens
-                await get(bob, "/plugins/echo/post", "POST")
-                posts = (await get(alice, "/plugins/echo/heard"))["posts"]
-                if posts:
-                    break
-            assert posts[0] == "hello"
+async def test_topics_carry_between_nodes(
+    tmp_path: Path, alice: NodeProcess, installed: dict[str, str]
+) -> None:
+    arguments = ("--client", "--join", facts(alice)["invite"])
+    async with start_node(tmp_path / "b", *arguments, environment=installed) as bob:
+        await bob.wait("ready", 60)
+        posts: list[str] = []
+        for _ in range(100):  # gossip needs a heartbeat or two to know who listens
+            await get(bob, "/plugins/echo/post", "POST")
+            posts = (await get(alice, "/plugins/echo/heard"))["posts"]
+            if posts:
+                break
+        assert posts[0] == "hello"
 
 
 def test_strangers_command_is_there(installed: dict[str, str]) -> None:
