@@ -291,7 +291,7 @@ async def test_asker_that_takes_no_answer_gets_no_other(autojump_clock: Clock) -
         nursery.start_soon(serve, line, MEMBER)
         for _ in range(5):
             await line.put.send(QUERY)
-        await trio.sleep(1)
+            await trio.sleep(1)  # until it is answered, but for the end of the answer
         assert line.sent == [Found(reply=Text(text="hi"))]
         nursery.cancel_scope.cancel()
 
