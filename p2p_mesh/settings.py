@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from p2p_mesh.core.control import read_owner
+from p2p_mesh.core.costs import Wire
 from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import SettingsError
 
@@ -78,6 +79,24 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A small model that guesses tokens for the one --model."""
     mmproj: str = ""
     """The projector of the one --model, for images or sounds."""
+    split: bool = False
+    """Models are cut into stages over several nodes, even where they fit whole."""
+    stages: str = ""
+    """A file that says which node holds which layers of one model."""
+    max_rtt: Annotated[float, Meta(gt=0, le=10_000)] = 80.0
+    """Milliseconds to another node and back, beyond which it gets no stage."""
+    wire: Wire = "f32"
+    """How activations travel between stages."""
+    direct: bool = True
+    """Stages of a model may reach one another past the nodes, at ports of their own."""
+    artifacts: Literal["auto", "on", "off"] = "auto"
+    """Parts of models are served to members, and fetched from them; auto: in a private mesh."""
+    share: tuple[str, ...] = ()
+    """Models whose parts are served to members, though they are not loaded."""
+    max_disk: Annotated[float, Meta(gt=0, le=2**30)] | None = None
+    """GB (10^9 bytes) that fetched parts and composed stages may take together."""
+    fetch_allow: tuple[str, ...] = ()
+    """Names, patterns or digests of models that may be fetched because they are wanted."""
     endpoint: tuple[str, ...] = ()
     """URLs of running OpenAI-compatible servers whose models this node offers."""
     remote_media: bool = False
@@ -101,6 +120,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def memory_limit(self) -> int | None:
         return None if self.max_memory is None else int(self.max_memory * 1e9)
+
+    @property
+    def disk_limit(self) -> int | None:
+        return None if self.max_disk is None else int(self.max_disk * 1e9)
+
+    @property
+    def has_artifacts(self) -> bool:
+        """Whether parts of models travel between members: every mesh of today is private."""
+        return self.artifacts != "off"
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,11 @@ Examples:
     help="How activations travel between stages; f32 is exact.  [default: f32]",
 )
 @click.option(
+    "--direct/--no-direct",
+    default=None,
+    help="Stages reach one another at ports of their own, past the nodes.  [default: direct]",
+)
+@click.option(
     "--artifacts",
     type=click.Choice(["auto", "on", "off"]),
     help="Serve parts of models to members, and fetch them.  [default: auto, which is on]",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.invite import Member
-from p2p_mesh.core.names import Digest, PeerId
-from p2p_mesh.core.records import Announcement
+from p2p_mesh.core.names import ModelId, PeerId
+from p2p_mesh.core.package import PackageRef
+from p2p_mesh.core.records import Announcement, ModelFile, Resources
 from p2p_mesh.errors import Unavailable
-from p2p_mesh.serve.backend import Stream
+from p2p_mesh.node.artifacts import Artifacts
+from p2p_mesh.serve.backend import Package, Stream
 from p2p_mesh.serve.opening import Memory
-from p2p_mesh.serve.supervisor import Hosted
 
 if TYPE_CHECKING:
     from p2p_mesh.net.mesh import Network
@@ -29,14 +29,44 @@ class Port:
         self,
         inventory: Inventory,
         memory: Memory,
-        hosted: Callable[[], Iterable[Hosted]],
+        artifacts: Artifacts,
+        *,
         network: Callable[[], Network | None],
+        measured: Callable[[], Resources],
+        is_planned: Callable[[ModelId], bool],
+        name: str = "",
+        listens: str | None = None,
     ) -> None:
+        """`is_planned`: whether a model is loaded because it is wanted, and nobody named it."""
         self._inventory = inventory
         self._memory = memory
-        self._hosted = hosted
+        self._artifacts = artifacts
         self._network = network
+        self._measured = measured
+        self._is_planned = is_planned
+        self._name = name
+        self._listens = listens
         self._served: dict[str, Serve] = {}
+
+    def me(self) -> PeerId:
+        return self._connected().peer_id
+
+    def name(self) -> str:
+        return self._name
+
+    def listens(self) -> str | None:
+        return self._listens
+
+    def resources(self) -> Resources:
+        return self._measured()
+
+    def round_trip(self, peer: PeerId) -> float | None:
+        network = self._network()
+        return None if network is None else network.rtt(peer)
+
+    async def package(self, wanted: ModelFile | PackageRef) -> Package:
+        on_demand = isinstance(wanted, ModelFile) and self._is_planned(wanted.id)
+        return await self._artifacts.package(wanted, on_demand=on_demand)
 
     def peers(self) -> Sequence[tuple[PeerId, Announcement]]:
         network = self._network()
@@ -48,10 +78,12 @@ class Port:
         ]
 
     def open_stream(self, peer: PeerId, protocol: str) -> AbstractAsyncContextManager[Stream]:
-        network = self._network()
-        if network is None:
+        return self._connected().open_stream(peer, protocol)
+
+    def _connected(self) -> Network:
+        if (network := self._network()) is None:
             raise Unavailable("this node is not connected yet", retry_after=1.0)
-        return network.open_stream(peer, protocol)
+        return network
 
     def serve(self, protocol: str, answer: Serve) -> None:
         """Kept until the network is up, since models load meanwhile."""
@@ -72,9 +104,3 @@ class Port:
 
     def lease(self, memory_bytes: int) -> AbstractAsyncContextManager[None]:
         return self._memory.lease(memory_bytes)
-
-    async def fetch(self, digest: Digest) -> Path:
-        for hosted in self._hosted():
-            if hosted.load is not None and hosted.digest == digest:
-                return Path(hosted.load.model.path)
-        raise Unavailable(f"no node that this one knows has a file with the digest {digest}")

@@ -173,6 +173,12 @@ class Mesh(Protocol):
         """What others call this node."""
         ...
 
+    def listens(self) -> str | None:
+        """The address on which a backend may listen for peers itself, at a port of its own; empty:
+        all of them; None: the user wants no other port than the node's.
+        """
+        ...
+
     def resources(self) -> Resources:
         """What this node has to work with now, less what is leased."""
         ...

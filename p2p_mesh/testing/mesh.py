@@ -21,6 +21,9 @@ class NoMesh:
     def name(self) -> str:
         return "alone"
 
+    def listens(self) -> str | None:
+        return None
+
     def resources(self) -> Resources:
         return Resources(memory_total=2**40, memory_free=2**40, threads=1)
 

@@ -51,17 +51,17 @@ class Cutting:
             blocks = self._blocks(start, end)
         except _Obstacle as obstacle:
             return str(obstacle)
-        return _count_obstacle(self, blocks.all) or _start_obstacle(self, start)
+        return _count_obstacle(self, blocks.all) or _start_obstacle(self, start, blocks.all[0])
 
     def recipe(self, start: int, end: int) -> Recipe:
         """Raises ModelError where there is an obstacle."""
         if why := self.obstacle(start, end):
             raise ModelError(f"layers {start} to {end} cannot be a stage: {why}")
         blocks = self._blocks(start, end)
-        entry = self._entry(start, blocks)
-        needs_tokens = start > 0 and self._is_skipping
-        has_vocabulary = end == self.total or entry == "tokens" or needs_tokens
+        entry = self._entry(start, end, blocks)
         is_last = end == self.total
+        needs_tokens = start > 0 and self._is_skipping
+        has_vocabulary = is_last or entry == "tokens" or needs_tokens
         plan = tensors.Part(start, end, self.total, has_vocabulary, needs_tokens)
         return Recipe(
             start=start,
@@ -94,12 +94,14 @@ class Cutting:
 
     @property
     def _is_skipping(self) -> bool:
-        """Every layer needs what the first one was fed, so that it stands in front of each stage."""
+        """Every layer needs what the first one was fed: so that one is in front of each stage."""
         if self.architecture == "kimi-k3":
             return self.header.number("attn_res.block_size") > 0
         return self.architecture == "talkie"
 
-    def _entry(self, start: int, blocks: _Blocks) -> Entry:
+    def _entry(self, start: int, end: int, blocks: _Blocks) -> Entry:
+        if (start, end) == (0, self.total):
+            return "tokens"
         if start == 0:
             return keys.first_entry(self.header, self.family)
         return "inject" if blocks.front else keys.later_entry(self.header, self.family)
@@ -132,9 +134,16 @@ def study(header: Header, *, tied: bool | None = None) -> Cutting:
         raise ModelError(f"models of the family {architecture!r} are not run in stages: {why}")
     found = family(architecture)
     of_layers = kinds(header, found, total)
-    if header.tensors:
-        tied = all(one.name != "output.weight" for one in header.tensors)
-    return Cutting(header, found, total, of_layers, wanted(header, found, of_layers), tied)
+    return Cutting(
+        header, found, total, of_layers, wanted(header, found, of_layers), _is_tied(header, tied)
+    )
+
+
+def _is_tied(header: Header, told: bool | None) -> bool | None:
+    names = {one.name for one in header.tensors}
+    if tensors.HEAD in names:
+        return False
+    return True if tensors.TABLE in names else told
 
 
 class _Obstacle(Exception):
@@ -166,7 +175,8 @@ def _filled(cut: Cutting, start: int, end: int) -> _Blocks:
 
 
 def _nearest(cut: Cutting, kind: Kind, among: range) -> int | None:
-    return next((layer for layer in among if cut.kinds[layer] == kind), None)
+    hashed = cut.header.number("hash_layer_count")  # these need the tokens
+    return next((one for one in among if cut.kinds[one] == kind and one >= hashed), None)
 
 
 def _selector(cut: Cutting, start: int, end: int) -> list[int]:
@@ -215,13 +225,21 @@ def _count_obstacle(cut: Cutting, blocks: tuple[int, ...]) -> str:
     return ""
 
 
-def _start_obstacle(cut: Cutting, start: int) -> str:
+def _start_obstacle(cut: Cutting, start: int, first: int) -> str:
     hashed = cut.header.number("hash_layer_count")
     if 0 < start < hashed:
         return f"the first {hashed} layers choose their experts by the tokens; keep them together"
     places = cut.header.metadata.get(f"{cut.architecture}.ple.layers")
     if isinstance(places, tuple) and start > 0 and any(place >= start for place in places):
         return "its layers that look tokens up must be in the first stage"
-    if cut.architecture == "deci" and cut.header.numbers("attention.head_count", cut.total)[start] == 0:
-        return f"layer {start} has no attention, and a stage must begin with one that has"
+    return _heads_obstacle(cut, first)
+
+
+def _heads_obstacle(cut: Cutting, first: int) -> str:
+    """The graph takes the size of all heads from the first block of a file."""
+    heads = cut.header.numbers("attention.head_count", cut.total)
+    if heads[0] == 0 and heads[first] > 0:
+        return "a stage must begin with a layer without attention, as the model does"
+    if cut.architecture == "deci" and heads[0] > 0 and heads[first] == 0:
+        return "a stage must begin with a layer that has attention, as the model does"
     return ""

@@ -1,8 +1,8 @@
 """What is known of each family of models: how its graph is fed, which of its layers must not be
 missing, which tensors its files hold beside the layers, and why a family is refused.
 
-Every fact is of llama.cpp as llama-cpp-python 0.3.36 carries it (src/models/<family>.cpp), and every
-family listed has been run in stages against the uncut model (`scripts/certify`).
+Every fact is of llama.cpp as llama-cpp-python 0.3.36 carries it (src/models/<family>.cpp), and
+every family listed has been run in stages against the uncut model (`scripts/certify`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Literal
 
 from p2p_mesh.core.families.recipe import Entry
 
-Head = Literal["optional", "required", "tied"]
+Head = Literal["optional", "required", "tied", "separate"]
 """`output.weight`: `optional` (the embedding table takes its place where it is missing), `required`
-by the graph, or `tied` (the embedding table always).
+by the graph, `tied` (the embedding table always), or `separate` (of another vocabulary).
 """
 
 
@@ -160,7 +160,7 @@ _FAMILIES: Mapping[str, Family] = {
     "qwen35moe": _HYBRID4,
     "qwen3moe": _PLAIN,
     "qwen3next": _HYBRID4,
-    "qwen3tts": _PLAIN,
+    "qwen3tts": Family(head="separate"),
     "qwen3vl": _PLAIN,
     "qwen3vlmoe": _PLAIN,
     "qwen4exp": Family(first="tokens", later="inject", norm="", interval=4, hyper="low_rank"),

@@ -19,7 +19,7 @@ _PER_LAYER = (
     "attention.head_count", "attention.head_count_kv", "attention.sliding_window_pattern",
     "attention.recurrent_layers", "swiglu_clamp_exp", "swiglu_clamp_shexp",
     "attention.indexer.types", "attention.compress_ratios", "attention.rope_pattern",
-    "deepstack_mapping", "xielu.alpha_p", "xielu.alpha_n", "xielu.beta", "xielu.eps",
+    "xielu.alpha_p", "xielu.alpha_n", "xielu.beta", "xielu.eps",
 )  # fmt: skip
 
 _SCALED = ("granite", "granitemoe", "granitehybrid", "granite_swa", "grok", "minicpm")
@@ -44,7 +44,9 @@ def refusal(header: Header, total: int) -> str:
     if architecture == "command-r" and total >= 64:
         return "the graph looks for norms of queries in files of 64 layers and more only"
     if architecture in _LARGE_GEMMA and total == _LARGE_GEMMA[architecture] and _differs(header):
-        return "the graph scales attention in another way where it counts the layers of the 27B model"
+        return (
+            "the graph scales attention in another way where it counts the layers of the 27B model"
+        )
     if architecture == "smallthinker" and total == 4:
         return "the graph turns positions in all layers of a model of 4"
     if architecture == "llama4" and header.metadata.get("llama4.attention.sliding_window") == 0:
@@ -122,8 +124,6 @@ def has_sections(header: Header) -> bool:
 def first_entry(header: Header, family: Family) -> Entry:
     if header.architecture in _MULTIPLE_SECTIONS and not has_sections(header):
         return "tokens"  # the graph aborts when it is fed rows
-    if header.architecture in _SCALED and _deepstack(header):
-        return "tokens"
     return family.first
 
 
@@ -133,11 +133,6 @@ def later_entry(header: Header, family: Family) -> Entry:
     return family.later
 
 
-def _deepstack(header: Header) -> bool:
-    found = header.metadata.get(f"{header.architecture}.deepstack_mapping")
-    return isinstance(found, tuple) and any(one >= 0 for one in found)
-
-
 def keys(
     header: Header, family: Family, total: int, blocks: Sequence[int], start: int
 ) -> Mapping[str, Value | None]:
@@ -145,6 +140,7 @@ def keys(
     found: dict[str, Value | None] = {"block_count": len(blocks)}
     if header.number("nextn_predict_layers"):
         found["nextn_predict_layers"] = 0
+    found |= _without_images(header)
     found |= _per_layer(header, total, blocks)
     found |= _dense(header, blocks)
     found |= _kinds(header, family, total, blocks)
@@ -162,6 +158,16 @@ def _per_layer(header: Header, total: int, blocks: Sequence[int]) -> dict[str, V
         value = header.metadata.get(f"{header.architecture}.{key}")
         if isinstance(value, tuple) and len(value) >= total:
             found[key] = tuple(value[block] for block in blocks)
+    return found
+
+
+def _without_images(header: Header) -> dict[str, Value | None]:
+    """Only images bring more than one embedding for each token; for text zeros would be added."""
+    found: dict[str, Value | None] = {}
+    if f"{header.architecture}.deepstack_mapping" in header.metadata:
+        found["deepstack_mapping"] = None
+    if header.number("n_deepstack_layers"):
+        found["n_deepstack_layers"] = 0
     return found
 
 
@@ -231,10 +237,6 @@ def _entered(header: Header, start: int) -> dict[str, Value | None]:
         or f"{header.architecture}.embedding_scale" in header.metadata
     ):
         found["embedding_scale"] = 1.0
-    if header.number("n_deepstack_layers"):
-        found["n_deepstack_layers"] = 0
-    if _deepstack(header):
-        found["deepstack_mapping"] = None
     if f"{header.architecture}.ple.layers" in header.metadata:
         found["ple.layers"] = None
     return found

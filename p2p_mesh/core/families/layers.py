@@ -10,10 +10,13 @@ from p2p_mesh.core.families.family import Family
 from p2p_mesh.core.gguf import Header
 
 Kind = Literal["whole", "window", "recurrent", "feed_forward", "shared", "sparse"] | int
-"""`whole`, `window`: attention, to all or to a window. `shared`: attention that uses what an earlier
-layer has selected. `sparse`: attention with an index of its own. A number: it sees the past packed
-so many tokens to one (deepseek4).
+"""`whole`, `window`: attention, to all or to a window. `shared`: attention that uses what an
+earlier layer has selected. `sparse`: attention with an index of its own. A number: it sees the
+past packed, so many tokens to one (deepseek4).
 """
+
+_INDEXED = 4
+"""The ratio of the layers of deepseek4 whose memory has an index."""
 
 _GLM_52_CONTEXT = 1_048_576
 """From this context on, a glm-dsa file that says nothing has the shared indexers of GLM 5.2."""
@@ -113,8 +116,10 @@ def _attention(header: Header, layer: int) -> Kind:
 def wanted(header: Header, family: Family, found: tuple[Kind, ...]) -> frozenset[Kind]:
     """The kinds that no stage of a model with these layers may lack."""
     present = frozenset(found)
-    if header.architecture in ("deepseek4", "dots3note"):
+    if header.architecture == "dots3note":
         return present
+    if header.architecture == "deepseek4":
+        return present & {_INDEXED}
     if "recurrent" in present:
         return present & {"recurrent", "whole"}
     if family.window_droppable:

@@ -1,4 +1,4 @@
-"""What a stage is: which layers it computes, what its file holds, what goes in and what comes out."""
+"""What a stage is: which layers it computes, what its file holds, what goes in, what comes out."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ TABLE, HEAD = "token_embd.weight", "output.weight"
 _ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _ENTRY = ("position_embd.weight", "token_embd_norm.weight", "token_embd_norm.bias")
 _LOOKED_UP = ("per_layer_token_embd.weight",)
-_LOOKING = (
+LOOKING = (
     "ple_key", "ple_value", "ple_norm_key", "ple_norm_query", "ple_norm_conv", "ple_conv1d",
 )  # fmt: skip
 """The tensors of a layer that looks tokens up; in a filler it does not."""
@@ -48,8 +48,6 @@ class Part:
 
 
 def shared(part: Part, header: Header) -> tuple[str, ...]:
-    if part.start == 0 and part.is_last:
-        return ("*",)
     if part.is_last:
         return ("*",)
     if part.start > 0:
@@ -89,8 +87,9 @@ def _beginning(part: Part, family: Family, width: int) -> Iterator[Renamed]:
         yield _zeros(TABLE, width, VOCABULARY)
     elif family.head == "optional":
         yield Renamed(TABLE, HEAD, otherwise=TABLE)
-    elif family.head == "required":
+    elif family.head != "tied":
         yield _zeros(TABLE, width, VOCABULARY)
+        yield Renamed(HEAD, HEAD)  # it must be there: the zeros would take its place
 
 
 def _ending(part: Part, header: Header, family: Family, width: int) -> Iterator[Renamed]:
@@ -134,14 +133,12 @@ def _rescaled(total: int, blocks: Sequence[int]) -> Iterator[Renamed]:
             yield Renamed(f"blk.{at}.{name}", f"blk.{block}.{name}", factor=factor)
 
 
-def left_out(
-    part: Part, header: Header, family: Family, blocks: Sequence[int]
-) -> tuple[str, ...]:
+def left_out(part: Part, header: Header, family: Family, blocks: Sequence[int]) -> tuple[str, ...]:
     """What the sources may hold, and this file must not."""
     names: list[str] = []
     if part.start > 0 and f"{header.architecture}.ple.layers" in header.metadata:
         names += _LOOKED_UP
-        names += [f"blk.{at}.{name}.weight" for at in range(len(blocks)) for name in _LOOKING]
+        names += [f"blk.{at}.{name}.weight" for at in range(len(blocks)) for name in LOOKING]
     if part.is_last and part.start > 0:
         if not part.has_table and family.head == "optional":
             names.append(HEAD)

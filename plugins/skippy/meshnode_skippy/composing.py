@@ -6,6 +6,7 @@ no source: they are holes in the file, of a type that is small where the shape a
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import re
@@ -22,13 +23,16 @@ from p2p_mesh.core.families import Recipe, study
 from p2p_mesh.core.families.family import family
 from p2p_mesh.core.families.keys import keys
 from p2p_mesh.core.families.recipe import VOCABULARY, Renamed
+from p2p_mesh.core.families.tensors import LOOKING
 from p2p_mesh.core.gguf import BLOCKS, Header, Tensor, Value, read_header
 from p2p_mesh.errors import ModelError
 
 CHUNK = 16 << 20
+MAX_ZEROS = 16 << 30
+"""Bytes of a tensor that has no source: keys say how large it is, and they may say anything."""
 _Type = gguf.GGUFValueType
 _F32, _Q4_0 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q4_0
-_BLOCK = re.compile(r"blk\.(\d+)\.(.+)", re.ASCII)
+_BLOCK = re.compile(r"blk\.(\d{1,5})\.(.+)", re.ASCII)
 _TABLES = ("token_embd.weight", "output.weight", "position_embd.weight")
 """What rows are taken of, or multiplied by: ggml does that with matrices of any type."""
 _NAMES = "general.tensor_extra.name"
@@ -76,12 +80,15 @@ def _opened(path: Path) -> Iterator[_Source]:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError as error:
         raise ModelError(f"{path} is empty") from error
+    with data:
+        yield _Source(data, _header(path, data))
+
+
+def _header(path: Path, data: mmap.mmap) -> Header:
     try:
-        yield _Source(data, read_header(data, len(data)))
+        return read_header(data, len(data))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    finally:
-        data.close()
 
 
 def _catalogue(sources: Sequence[_Source]) -> Mapping[str, tuple[_Source, Tensor]]:
@@ -121,9 +128,13 @@ def _taken(
 
 
 def _copied(name: str, source: _Source, tensor: Tensor) -> _Piece:
+    try:
+        kind = gguf.GGMLQuantizationType(tensor.type)
+    except ValueError as error:
+        what = f"the tensor {tensor.name!r} is of type {tensor.type}, which is not known"
+        raise ModelError(what) from error
     if not tensor.size:
-        raise ModelError(f"the tensor {tensor.name!r} is of type {tensor.type}, which is not known")
-    kind = gguf.GGMLQuantizationType(tensor.type)
+        raise ModelError(f"the tensor {tensor.name!r} is empty")
     return _Piece(name, tensor.shape, kind, tensor.size, (source, tensor))
 
 
@@ -145,7 +156,10 @@ def _renamed(one: Renamed, found: Mapping[str, tuple[_Source, Tensor]], vocabula
 
 def _zeros(name: str, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> _Piece:
     block, size = BLOCKS[kind]
-    return _Piece(name, shape, kind, int(np.prod(shape, dtype=np.int64)) // block * size)
+    total = math.prod(shape) // block * size
+    if total > MAX_ZEROS:
+        raise ModelError(f"the tensor {name!r} would have {total} bytes; {MAX_ZEROS} is the limit")
+    return _Piece(name, shape, kind, total)
 
 
 def _places(pieces: Sequence[_Piece]) -> Mapping[str, str]:
@@ -174,7 +188,7 @@ def _values(path: Path) -> dict[str, _Key]:
             for name, field in fields.items()
             if not name.startswith("GGUF.")
         }
-    except (ValueError, KeyError, IndexError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
 
 
@@ -332,9 +346,17 @@ def repeat(source: Path, target: Path, times: int) -> None:
         metadata=found,
         shared=("*",),
         renamed=tuple(one for renamed, _ in changes for one in renamed),
-        left_out=tuple(one for _, left in changes for one in left),
+        left_out=(*(one for _, left in changes for one in left), *_looking(header, blocks, total)),
     )
     compose(recipe, metadata=source, sources=[source], target=target)
+
+
+def _looking(header: Header, blocks: Sequence[int], total: int) -> Iterator[str]:
+    """A model has one layer that looks tokens up: the first of those that come again."""
+    places = header.metadata.get(f"{header.architecture}.ple.layers")
+    for at, block in enumerate(blocks):
+        if at >= total and isinstance(places, tuple) and block in places:
+            yield from (f"blk.{at}.{name}.weight" for name in LOOKING)
 
 
 def _with_experts(

@@ -84,14 +84,21 @@ class Sealed:
 
 
 class Listener:
-    """Waits for the one who has the key."""
+    """Waits for the one who has the key, at a port of its own."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, host: str = "") -> None:
+        """`host`: an address of this machine; empty: all of them. Raises OSError."""
         self._key = key
         self._strangers = 0
-        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-        both = family == socket.AF_INET6
-        self._socket = socket.create_server(("", 0), family=family, dualstack_ipv6=both)
+        if host:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._socket = socket.create_server((host, 0), family=family)
+        elif socket.has_dualstack_ipv6():
+            self._socket = socket.create_server(
+                ("", 0), family=socket.AF_INET6, dualstack_ipv6=True
+            )
+        else:
+            self._socket = socket.create_server(("", 0))
 
     @property
     def port(self) -> int:

@@ -60,6 +60,8 @@ class Listen(Struct, frozen=True, tag="listen"):
     """Let the worker of the stage before reach this one, with that key."""
 
     key: bytes
+    host: str = ""
+    """The address to listen on; empty: all."""
 
 
 class Dial(Struct, frozen=True, tag="dial"):

@@ -32,12 +32,14 @@ Floats = NDArray[np.float32]
 Numbers = NDArray[np.int32]
 
 INPUTS = frozenset((
-    b"embd", b"inp_scaled", b"inpL", b"inp_norm", b"inp_norm-0", b"embd_norm", b"hc_init",
-    b"inp_hc",
+    b"embd", b"inp_scaled", b"inp_embd_scaled", b"inpL", b"inp_norm", b"inp_norm-0", b"embd_norm",
+    b"hc_init", b"inp_hc",
 ))  # fmt: skip
 """What block 0 is fed is the last of them that a graph has."""
-OUTPUTS = (b"l_out-%d", b"nemotron_h_block_out-%d", b"l_last-%d", b"ffn_residual-%d")
-"""A block's output is the first of them that a graph has."""
+OUTPUTS = (b"nemotron_h_block_out-%d", b"l_out-%d", b"l_last-%d", b"ffn_residual-%d")
+"""A block's output is the first of them that a graph has (nemotron_h: l_out is without what it is
+added to).
+"""
 
 _FLOAT = _WORD = 4
 _ANYWHERE = 1 << 46
@@ -53,7 +55,7 @@ class _Tensors:
         self._name.restype, self._name.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
         self.size = base.ggml_nbytes
         self.size.restype, self.size.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
-        moved = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+        moved: list[Any] = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
         self.read, self.write = base.ggml_backend_tensor_get, base.ggml_backend_tensor_set
         for function in (self.read, self.write):
             function.restype, function.argtypes = None, moved
@@ -220,7 +222,7 @@ class Graph:
         return self._shares[min(place, len(self._shares) - 1)]
 
     def _fits(self, tensor: int, expected: int) -> bool:
-        size = self._tensors.size(tensor)
+        size = int(self._tensors.size(tensor))
         if size != expected:
             name = self._tensors.name(tensor).decode(errors="replace")
             self._failure = f"{name} has {size} bytes, not {expected}"

@@ -15,9 +15,10 @@ Theory of operation:
 from __future__ import annotations
 
 import hmac
+import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 
 import trio
@@ -40,11 +41,11 @@ from meshnode_skippy.lease import (
     Terms,
     Welcome,
 )
-from meshnode_skippy.local import pipe
+from meshnode_skippy.local import within
 from meshnode_skippy.process import WORKER, StageProcess, run_stage
 from meshnode_skippy.pump import Pump
 from p2p_mesh.core.names import PeerId
-from p2p_mesh.core.wire import ErrorMessage, decode, encode
+from p2p_mesh.core.wire import decode, encode
 from p2p_mesh.errors import (
     EngineDied,
     MeshError,
@@ -100,7 +101,7 @@ class Holder:
     def open(self, peer: PeerId, own: Own = NOTHING) -> AbstractAsyncContextManager[Stream]:
         """A lease of another node, or of this one."""
         if peer == self._mesh.me():
-            return _within(lambda stream: self._hold(stream, peer, own))
+            return within(lambda stream: self._hold(stream, peer, own))
         return self._mesh.open_stream(peer, lease.STAGE)
 
     def process(self, run: bytes, stage: int) -> StageProcess:
@@ -136,7 +137,7 @@ class Holder:
     def _reach(self, peer: PeerId) -> AbstractAsyncContextManager[Stream]:
         """A link to a stage, there or here."""
         if peer == self._mesh.me():
-            return _within(lambda stream: self.meet(stream, peer))
+            return within(lambda stream: self.meet(stream, peer))
         return self._mesh.open_stream(peer, lease.ACTIVATIONS)
 
 
@@ -164,6 +165,8 @@ class Held:
         self._terms = Terms()
         self._heard = 0
         """The epoch of the newest link from the stage before."""
+        self._direct_in = self._direct_out = 0
+        """The epochs for which direct links were made, or could not be."""
         self._orders, self._given = trio.open_memory_channel[Order](1)
         self._say, self._words = trio.open_memory_channel[lease.Report](_MOST_WORDS)
         self._told = -1.0
@@ -282,7 +285,7 @@ class Held:
                 notes=tuple(note[:1024] for note in about.notes[:16]),
             )
         )
-        self.process = process
+        self.process, process.unlinked = process, self._unlinked
         try:
             with alone():
                 async with trio.open_nursery() as nursery:
@@ -315,26 +318,51 @@ class Held:
                     epoch=commit.epoch,
                 )  # fmt: skip
                 await stream.send(encode(hello))
-                lease.read_welcome(await _soon(stream))
+                welcome = lease.read_welcome(await _soon(stream))
                 pump.aim(stream)
+                await self._dial(commit, welcome)
                 self._tell(Committed(epoch=commit.epoch))
                 await stream.listen(_nothing)
         except MeshError as error:
             pump.aim(None)
             self._tell(Broken(epoch=commit.epoch, reason=lease.words(error)))
 
+    async def _dial(self, commit: Commit, welcome: Welcome) -> None:
+        """Lets the worker reach the next one without the nodes between, if it can."""
+        assert self.process is not None
+        hosts = self._hosts(commit.next) if welcome.port else ()
+        await self.process.dial(hosts, welcome.port, welcome.key)
+        self._direct_out = commit.epoch
+
+    def _hosts(self, peer: PeerId) -> tuple[str, ...]:
+        if peer == self._mesh.me():
+            return ("127.0.0.1",)
+        for other, announcement in self._mesh.peers():
+            if other == peer:
+                return lease.hosts(announcement.addresses)
+        return ()
+
+    def _unlinked(self, reason: str) -> None:
+        """A direct link broke. One that was replaced meanwhile is of an older epoch."""
+        epoch = max(1, min(self._direct_in, self._direct_out))
+        self._tell(Broken(epoch=epoch, reason=reason[:1024]))
+
     def _lose(self, error: MeshError) -> None:
         self._tell(Broken(epoch=max(1, self._terms.epoch), reason=lease.words(error)))
 
     async def take(self, stream: Stream, epoch: int) -> None:
         """A link from the stage before, until it ends."""
-        if self._pump is None:
+        if self._pump is None or self.process is None:
             raise Unavailable("the stage is not loaded", retry_after=1.0)
         if epoch <= self._heard:
             raise Unavailable(f"epoch {epoch} is over; the last one was {self._heard}")
         self._heard = epoch
         hear = self._pump.inlet()
-        await stream.send(encode(Welcome()))
+        key = secrets.token_bytes(32)
+        host = self._mesh.listens()
+        port = 0 if host is None else await self.process.listen(key, host)
+        self._direct_in = epoch
+        await stream.send(encode(Welcome(port=port, key=key if port else b"")))
         try:
             await stream.listen(hear)
         except MeshError as error:
@@ -351,29 +379,3 @@ async def _soon(stream: Stream) -> bytes:
     with trio.move_on_after(lease.JOIN):
         return await stream.receive()
     raise Unavailable(f"nothing came within {lease.JOIN:g} s")
-
-
-@asynccontextmanager
-async def _within(
-    serve: Callable[[Stream], Awaitable[None]],
-) -> AsyncIterator[Stream]:
-    """A stream to this node itself, served as the network would serve it."""
-    ours, theirs = pipe()
-
-    async def answer() -> None:
-        try:
-            await serve(theirs)
-        except MeshError as error:
-            with suppress(MeshError):
-                theirs.send_nowait(encode(ErrorMessage.of(error)))
-        finally:
-            theirs.close()
-
-    with alone():
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(answer)
-            try:
-                yield ours
-            finally:
-                ours.close()
-                nursery.cancel_scope.cancel()

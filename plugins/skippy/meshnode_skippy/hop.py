@@ -37,7 +37,7 @@ class Hop:
         self._drop_in()
         self._stop_listening()
         try:
-            self._listener = Listener(order.key)
+            self._listener = Listener(order.key, order.host)
         except OSError:
             self._tell(encode(Listening(0)))
             return

@@ -9,6 +9,7 @@ goes unanswered. Either side ends the lease by ending the stream.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -39,6 +40,9 @@ LEASES = 32
 """That a node has at a time,"""
 LEASES_OF_A_PEER = 8
 """and of those, of one coordinator."""
+
+MOST_HOSTS = 3
+"""At which the worker of the next stage is tried."""
 
 MAX_LAYERS = 4096
 _LONGEST = 2**31 - 1
@@ -133,8 +137,12 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     epoch: Epoch
 
 
-class Welcome(Message, frozen=True, tag="welcome"):
+class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     """The link is taken; frames of the ring follow, to whoever said it."""
+
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    """Where its worker can be reached without the nodes between; 0: nowhere."""
+    key: Annotated[bytes, Meta(max_length=32)] = b""
 
 
 Order = LoadStage | Commit
@@ -213,11 +221,19 @@ def read_report(frame: bytes) -> Report:
     return report
 
 
-def read_welcome(frame: bytes) -> None:
+def read_welcome(frame: bytes) -> Welcome:
     """Raises what the next stage says instead."""
     answer: Welcome | ErrorMessage = decode(frame, Welcome | ErrorMessage)
     if isinstance(answer, ErrorMessage):
         raise answer.error()
+    return answer
+
+
+def hosts(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Where a node's worker may be reached, by the multiaddrs that the node announces."""
+    parts = (address.split("/") for address in addresses)
+    found = (one[2] for one in parts if len(one) > 2 and one[1] in ("ip4", "ip6"))
+    return tuple(dict.fromkeys(found))[:MOST_HOSTS]
 
 
 def words(error: MeshError) -> str:

@@ -7,11 +7,15 @@ others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 import trio
+from meshnode_llama_cpp.engine import alone
 
+from p2p_mesh.core.wire import ErrorMessage, encode
 from p2p_mesh.errors import MeshError, Unavailable
+from p2p_mesh.serve.backend import Stream
 
 MOST_FRAMES = 1024
 """That wait for a reader."""
@@ -83,3 +87,29 @@ def pipe() -> tuple[End, End]:
     one, other = End(), End()
     one._other, other._other = other, one
     return one, other
+
+
+@asynccontextmanager
+async def within(
+    serve: Callable[[Stream], Awaitable[None]],
+) -> AsyncIterator[Stream]:
+    """A stream to this node itself, served as the network would serve it."""
+    ours, theirs = pipe()
+
+    async def answer() -> None:
+        try:
+            await serve(theirs)
+        except MeshError as error:
+            with suppress(MeshError):
+                theirs.send_nowait(encode(ErrorMessage.of(error)))
+        finally:
+            theirs.close()
+
+    with alone():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            try:
+                yield ours
+            finally:
+                ours.close()
+                nursery.cancel_scope.cancel()

@@ -6,15 +6,32 @@ What the first stage's worker answers, it answers as an engine of llama_cpp does
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
+import trio
 from meshnode_llama_cpp.engine import LlamaEngine, start
+from msgspec import Struct
 
-from meshnode_skippy.frames import OpenStage, Restart
+from meshnode_skippy.frames import (
+    Dial,
+    Dialled,
+    Listen,
+    Listening,
+    OpenStage,
+    Restart,
+    Unlinked,
+    reports,
+)
 from p2p_mesh.serve.backend import Fit
 
 WORKER = "meshnode_skippy.worker"
+
+LISTENED, DIALLED = 1.0, 4.0
+"""Seconds that a worker has to listen, and to dial: it may be in the middle of a batch."""
+
+T = TypeVar("T")
 
 
 class StageProcess(LlamaEngine):
@@ -22,6 +39,47 @@ class StageProcess(LlamaEngine):
 
     link: socket.socket
     """Frames of the ring, each with its length in front."""
+    unlinked: Callable[[str], None] = staticmethod(lambda reason: None)
+    """Told when a direct link to or from another worker breaks."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more, reports=reports)
+        self._replies: dict[type, Any] = {}
+        self._replied = trio.Event()
+
+    async def listen(self, key: bytes, host: str) -> int:
+        """The port at which the worker of the stage before can reach this one, at an address of
+        this machine (empty: at all of them); 0: at none.
+        """
+        found = await self._ask(Listen(key, host), Listening, LISTENED)
+        return found.port if found else 0
+
+    async def dial(self, hosts: Sequence[str], port: int, key: bytes) -> bool:
+        """Whether the worker of the next stage was reached at one of the hosts. Else frames go
+        through this node, as they do where there are no hosts.
+        """
+        found = await self._ask(Dial(tuple(hosts), port, key), Dialled, DIALLED)
+        return found is not None and found.reached
+
+    async def _ask(self, command: Struct, kind: type[T], seconds: float) -> T | None:
+        self._replies.pop(kind, None)
+        self._post(command)
+        with trio.move_on_after(seconds):
+            while kind not in self._replies:
+                await self._replied.wait()
+        found: T | None = self._replies.pop(kind, None)
+        return found
+
+    def _take(self, report: Any) -> None:
+        match report:
+            case Listening() | Dialled():
+                self._replies[type(report)] = report
+                self._replied.set()
+                self._replied = trio.Event()
+            case Unlinked(reason):
+                self.unlinked(reason)
+            case _:
+                super()._take(report)
 
     def restart(self, epoch: int) -> None:
         """The ring is up, or up again: the first stage begins what it was answering again."""

@@ -51,6 +51,10 @@ class StandIn:
                 self.live[number] = command["request"]["prompt"]["tokens"][0], 0
                 if self.epoch:
                     self.send(number)
+            case "listen":
+                self.say("listening", port=0)
+            case "dial":
+                self.say("dialled", reached=False)
             case "cancel":
                 self.live.pop(command["number"], None)
 

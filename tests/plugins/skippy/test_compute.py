@@ -29,7 +29,7 @@ from p2p_mesh.testing.models import WINDOW, Kind, Shape, write_model
 LAYERS = 6
 PLAN = Plan(context=128, slots=3, threads=1, rows=48)
 PROMPT = [1, 10, 20, 30, 40, 50, 60]
-CUTS = [(1,), (3,), (2, 4), (1, 5)]
+CUTS = [(3,), (1, 5)]
 
 Rows = Sequence[tuple[int, int, Sequence[int]]]
 """Slot, position, tokens."""
@@ -177,5 +177,5 @@ def test_an_activation_takes_the_place_of_what_was_computed(kept: Kept) -> None:
 
 
 def test_file_whose_graph_has_no_such_block_is_refused(kept: Kept) -> None:
-    with pytest.raises(ModelError, match="computes nothing that is named l_out-9"):
+    with pytest.raises(ModelError, match=r"computes nothing that is named .*l_out-9"):
         StageContext(load(kept.path), PLAN, Wiring(entry="tokens", blocks=10, exit_block=9))

@@ -104,6 +104,14 @@ def test_the_other_ends_death_is_seen() -> None:
         into.receive()
 
 
+def test_a_listener_keeps_to_its_address() -> None:
+    for host in (HOST, "::1"):
+        with closing(Listener(os.urandom(KEY), host)) as listener:
+            assert listener._socket.getsockname()[0] == host
+    with pytest.raises(OSError, match=".+"):
+        Listener(os.urandom(KEY), "192.0.2.77")
+
+
 def test_nobody_there_is_no_link() -> None:
     with closing(Listener(os.urandom(KEY))) as listener:
         port = listener.port

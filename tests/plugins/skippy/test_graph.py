@@ -41,7 +41,7 @@ def test_one_graph_has_all_rows(counts: dict[int, int]) -> None:
 @given(COUNTS)
 def test_every_row_is_in_one_graph(counts: dict[int, int]) -> None:
     owners = slots(counts)
-    for_graphs = shares(owners) or [np.arange(len(owners))]
+    for_graphs = shares(owners) or [np.arange(len(owners), dtype=np.int32)]
     assert sorted(np.concatenate(for_graphs).tolist()) == list(range(len(owners)))
     for rows in for_graphs:
         found = owners[rows]
@@ -92,8 +92,16 @@ def test_input_is_the_last_one_that_the_graph_has() -> None:
     assert (graph.width_given, graph.width) == (4, 0)
 
 
+def test_output_is_what_the_next_block_is_fed() -> None:
+    nodes = tensor(b"l_out-2", 5), tensor(b"nemotron_h_block_out-2", 6)
+    graph = studied(Wiring(entry="rows", blocks=3, exit_block=2), *nodes)
+    assert graph.width == 6
+
+
 def test_graph_without_the_node_is_refused_in_words() -> None:
-    with pytest.raises(ModelError, match="tiny computes nothing that is named l_out-3 or nemo"):
+    with pytest.raises(
+        ModelError, match=r"tiny computes nothing that is named nemotron.* or l_out-3"
+    ):
         studied(Wiring(entry="rows", blocks=4, exit_block=3), tensor(b"l_out-2", 3))
     with pytest.raises(ModelError, match="named embd or embd_norm or"):
         studied(Wiring(entry="inject", blocks=1), tensor(b"l_out-2", 3))

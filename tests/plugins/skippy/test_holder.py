@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from meshnode_skippy import holder, lease
+from meshnode_skippy import lease
 from meshnode_skippy.holder import Holder
 from meshnode_skippy.lease import (
     ACTIVATIONS,
@@ -27,11 +27,11 @@ from meshnode_skippy.lease import (
 )
 from msgspec.structs import replace
 
-from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.names import Digest, PeerId
 from p2p_mesh.core.package import PackageRef
 from p2p_mesh.core.records import ModelFile
-from p2p_mesh.core.wire import ErrorMessage, decode, encode
-from p2p_mesh.errors import EngineDied, ModelError, Refused, RemoteError, Unavailable
+from p2p_mesh.core.wire import decode, encode
+from p2p_mesh.errors import EngineDied, ModelError, RemoteError, Unavailable
 from p2p_mesh.serve.backend import Stream
 from tests.plugins.skippy.town import Neighbour, Town, until
 
@@ -111,7 +111,7 @@ async def test_layers_that_can_be_no_stage_are_refused(
 
 
 async def test_a_package_that_nobody_has_is_missing(pair: Town, deep: ModelFile) -> None:
-    nothing = PackageRef(manifest="0" * 64, pieces="")
+    nothing = PackageRef(manifest=Digest("0" * 64), pieces="")
     async with leased(pair, await prepare(pair, deep, package=nothing)) as asker:
         with pytest.raises(Unavailable, match="nobody has that package"):
             await asker.hear()
@@ -225,9 +225,7 @@ async def linked(town: Town, **fields: Any) -> AsyncIterator[Stream]:
         yield stream
 
 
-async def test_a_link_needs_the_secret_of_a_stage_that_is_held(
-    pair: Town, deep: ModelFile
-) -> None:
+async def test_a_link_needs_the_secret_of_a_stage_that_is_held(pair: Town, deep: ModelFile) -> None:
     async with linked(pair) as stream:
         with pytest.raises(Unavailable, match="does not hold"):
             lease.read_welcome(await stream.receive())
@@ -289,19 +287,6 @@ async def test_frames_pass_through_a_stage(pair: Town, deep: ModelFile) -> None:
 async def test_a_worker_that_is_not_there_is_an_engine_that_died(pair: Town) -> None:
     with pytest.raises(EngineDied):
         Holder(pair.nodes[A]).process(RUN, 0)
-
-
-async def test_a_stream_within_the_node_ends_as_one_between_nodes(town: Town) -> None:
-    async def refuse(stream: Stream) -> None:
-        assert await stream.receive() == b"a"
-        raise Refused("not you")
-
-    async with holder._within(refuse) as stream:
-        await stream.send(b"a")
-        answer: ErrorMessage = decode(await stream.receive(), ErrorMessage)
-        assert answer.message == "not you"
-        with pytest.raises(Unavailable):
-            await stream.receive()
 
 
 def test_neighbours_are_meshes(town: Town) -> None:

@@ -8,7 +8,9 @@ import trio.testing
 from meshnode_skippy import local
 from meshnode_skippy.local import pipe
 
+from p2p_mesh.core.wire import ErrorMessage, decode
 from p2p_mesh.errors import Refused, Unavailable
+from p2p_mesh.serve.backend import Stream
 
 
 async def test_frames_come_in_order_both_ways() -> None:
@@ -87,3 +89,16 @@ async def test_what_a_listener_raises_is_raised_there(
 
         await trio.testing.wait_all_tasks_blocked()
         one.send_nowait(b"a")
+
+
+async def test_a_stream_within_the_node_ends_as_one_between_nodes() -> None:
+    async def refuse(stream: Stream) -> None:
+        assert await stream.receive() == b"a"
+        raise Refused("not you")
+
+    async with local.within(refuse) as stream:
+        await stream.send(b"a")
+        answer: ErrorMessage = decode(await stream.receive(), ErrorMessage)
+        assert answer.message == "not you"
+        with pytest.raises(Unavailable):
+            await stream.receive()

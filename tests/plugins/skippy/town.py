@@ -19,7 +19,7 @@ from p2p_mesh.core.package import Manifest, PackageRef
 from p2p_mesh.core.records import Announcement, ModelFile, Resources
 from p2p_mesh.core.wire import ErrorMessage, encode
 from p2p_mesh.errors import MeshError, Unavailable
-from p2p_mesh.serve.backend import Stream
+from p2p_mesh.serve.backend import Package, Stream
 from p2p_mesh.serve.opening import Memory
 from p2p_mesh.serve.package.local import LocalPackage
 from p2p_mesh.serve.package.packages import Packages
@@ -54,6 +54,9 @@ class Whole:
         self.fetched.append(artifacts)
         progress(1.0)
         return await self._package.sources(artifacts)
+
+    async def whole(self, progress: Callable[[float], None] = lambda _: None) -> Path:
+        raise Unavailable("only parts of it are wanted here")
 
 
 @dataclass
@@ -92,6 +95,9 @@ class Neighbour:
     def me(self) -> PeerId:
         return self.peer
 
+    def listens(self) -> str | None:
+        return "127.0.0.1"
+
     def name(self) -> str:
         return str(self.peer)
 
@@ -101,7 +107,7 @@ class Neighbour:
     def round_trip(self, peer: PeerId) -> float | None:
         return 0.001
 
-    async def package(self, wanted: ModelFile | PackageRef) -> Whole:
+    async def package(self, wanted: ModelFile | PackageRef) -> Package:
         if isinstance(wanted, ModelFile):
             found = await self.town.packages.opened(wanted.path)
         else:
@@ -119,7 +125,7 @@ class Neighbour:
     def announcement(self) -> Announcement:
         return Announcement(
             sequence=(1, 1), issued_at=0, lifetime=60, name=self.peer, version="0",
-            resources=self.resources(), backends=("skippy",),
+            resources=self.resources(), backends=("skippy",), addresses=("/ip4/127.0.0.1/tcp/1",),
         )  # fmt: skip
 
     def serve(self, protocol: str, answer: Callable[[Stream, PeerId], Awaitable[None]]) -> None:
