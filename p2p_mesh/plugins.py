@@ -22,7 +22,7 @@ from starlette.routing import BaseRoute
 from p2p_mesh import hookspecs
 from p2p_mesh.errors import LocalError
 from p2p_mesh.hookspecs import API_VERSION, PROJECT, Event, Topic
-from p2p_mesh.serve.backend import Backend, Source
+from p2p_mesh.serve.backend import Attached, Backend, Mesh, Source
 from p2p_mesh.settings import Settings
 
 SECONDS = 5.0
@@ -47,7 +47,7 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         self._plugins: dict[str, Plugin] = {}
         self._seconds = seconds
-        self._backends: tuple[Backend, ...] = ()
+        self._backends: tuple[tuple[str, Backend], ...] = ()
         self._sources: tuple[Source, ...] = ()
         self._topics: tuple[Topic, ...] = ()
         self._routes: dict[str, list[BaseRoute]] = {}
@@ -77,7 +77,7 @@ class Plugins:
         """Calls the hooks that a node needs, once and before it starts: a hook may take seconds,
         and nobody waits for it on the node's loop. Without settings there are no sources.
         """
-        self._backends = tuple(one for _, one in self._each("meshnode_backends", _backend))
+        self._backends = tuple(self._each("meshnode_backends", _backend))
         if settings is not None:
             found = self._each("meshnode_sources", _source, settings=settings)
             self._sources = tuple(one for _, one in found)
@@ -88,7 +88,18 @@ class Plugins:
 
     def backends(self) -> tuple[Backend, ...]:
         """What `ask` got; the same for sources, routes and topics."""
-        return self._backends
+        return tuple(backend for _, backend in self._backends)
+
+    def attach(self, mesh: Mesh) -> None:
+        """Shows the mesh to the backends that have to do with it from a node's start on. The
+        plugin of one that raises is skipped; its backends stay.
+        """
+        for name, backend in self._backends:
+            try:
+                if isinstance(backend, Attached):
+                    backend.attach(mesh)
+            except Exception as error:  # noqa: BLE001 - a plugin's own
+                self._skip(name, f"attach: {type(error).__name__}: {error}")
 
     def sources(self) -> tuple[Source, ...]:
         return self._sources

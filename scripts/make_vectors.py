@@ -13,6 +13,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from p2p_mesh.core import artifacts as parts
 from p2p_mesh.core.admission import Hello, Redeemed, Revocation, Transcript, ask_redeem, prove
 from p2p_mesh.core.control import (
     Challenge,
@@ -281,9 +282,22 @@ def health() -> dict[str, Any]:
     }
 
 
+def artifacts() -> dict[str, Any]:
+    digest = Digest("ab" * 32)
+    messages = {
+        "get": parts.Get(sha256=digest, offset=parts.MAX_RANGE, length=1000),
+        "found": parts.Found(size=5_000_000),
+        "data": parts.Data(chunk=memoryview(b"0123456789")),
+        "lacking": parts.Lacking(),
+        "ask_held": parts.AskHeld(manifest=digest),
+        "held": parts.HeldFiles(files=(digest,)),
+    }
+    return {f"{name}_frame": frame(message).hex() for name, message in messages.items()}
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for make in (admission, inventory, health, demand, inference, control):
+    for make in (admission, inventory, health, demand, inference, control, artifacts):
         path = FOLDER / f"{make.__name__}.json"
         path.write_text(json.dumps(make(), indent=2) + "\n")
 

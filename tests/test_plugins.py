@@ -16,6 +16,7 @@ from p2p_mesh.hookspecs import Event, Topic, hookimpl
 from p2p_mesh.plugins import Plugins, within
 from p2p_mesh.settings import Settings
 from p2p_mesh.testing.backend import Echo
+from p2p_mesh.testing.mesh import NoMesh
 
 
 def plugin(api: Any = 1, **hooks: Any) -> object:
@@ -55,7 +56,7 @@ def test_bundled_plugin_loads_like_any_other() -> None:
     plugins.load()
     plugins.ask()
     assert states(plugins)["llama_cpp"] == "active"
-    assert [backend.name for backend in plugins.backends()] == ["llama_cpp"]
+    assert [backend.name for backend in plugins.backends()] == ["llama_cpp", "skippy"]
 
 
 def test_sources_follow_the_settings() -> None:
@@ -167,6 +168,30 @@ def test_routes_and_topics() -> None:
     assert "is no Topic" in states(plugins)["bad"]
     assert "not iterable" in states(plugins)["worse"]
     assert "is no route" in states(plugins)["worst"]
+
+
+def test_backends_that_have_to_do_with_the_mesh_see_it() -> None:
+    class Near(Echo):
+        mesh: object = None
+
+        def attach(self, mesh: object) -> None:
+            self.mesh = mesh
+
+    class Rash(Echo):
+        def attach(self, mesh: object) -> None:
+            raise RuntimeError("boom")
+
+    near, mesh = Near(), NoMesh()
+    plugins = loaded(
+        rash=plugin(meshnode_backends=lambda: [Rash()]),
+        plain=plugin(meshnode_backends=lambda: [Echo()]),
+        near=plugin(meshnode_backends=lambda: [near]),
+    )
+    plugins.attach(mesh)
+    assert near.mesh is mesh
+    assert states(plugins) == {
+        "rash": "attach: RuntimeError: boom", "plain": "active", "near": "active",
+    }  # fmt: skip
 
 
 async def test_events_reach_every_plugin(autojump_clock: MockClock) -> None:

@@ -48,6 +48,8 @@ def test_flags_come_as_text() -> None:
         ({"log_format": "xml"}, {}, "the setting log-format"),
         ({"max_memory": "-1"}, {}, "the setting max-memory"),
         ({"ctx": "1"}, {}, "the setting ctx"),
+        ({"max_rtt": "0"}, {}, "the setting max-rtt"),
+        ({"wire": "f64"}, {}, "the setting wire"),
         ({"name": "caf\udce9"}, {}, "the setting name"),
         ({"p2p_host": "localhost"}, {}, "the setting p2p-host: 'localhost' is no IP address"),
         ({}, {"MESHNODE_PORT": "x"}, "MESHNODE_PORT"),

@@ -65,6 +65,10 @@ def _tables(found: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], list[list[
         [[model, f"{rate:.1f}"] for model, rate in found["demand"].items()],
     )
     yield (
+        ("FETCHING", "DONE", "SIZE", "MB/S", "FROM"),
+        [_fetching(one) for one in found["fetching"]],
+    )
+    yield (
         ("ENDPOINT", "STATE", "REASON"),
         [[one["name"], one["state"], one["reason"] or "-"] for one in found["endpoints"]],
     )
@@ -80,6 +84,12 @@ def _model(one: dict[str, Any]) -> list[str]:
 
 def _standby(one: dict[str, Any]) -> list[str]:
     return [one["id"], f"{one['size_bytes'] / 1e9:.1f} GB", (one["digest"] or "-")[:12]]
+
+
+def _fetching(one: dict[str, Any]) -> list[str]:
+    done = one["done_bytes"] / max(1, one["total_bytes"])
+    size, rate = f"{one['total_bytes'] / 1e9:.1f} GB", f"{one['rate'] / 1e6:.0f}"
+    return [one["model"], f"{done:.0%}", size, rate, f"{len(one['from'])} peers"]
 
 
 def _peer(one: dict[str, Any]) -> list[str]:

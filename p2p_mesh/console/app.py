@@ -4,6 +4,7 @@ or reveals a secret needs the token that the node writes to its node.json.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -18,10 +19,11 @@ from starlette.types import ASGIApp
 from p2p_mesh.core.control import Command, ListModels, LoadModel, StopNode, UnloadModel
 from p2p_mesh.core.invite import MAX_TOKEN, MAX_USES
 from p2p_mesh.core.names import Digest
+from p2p_mesh.core.plans import Topology, Wanted, read_topology
 from p2p_mesh.core.records import Role
 from p2p_mesh.errors import RequestError
 from p2p_mesh.http.application import application
-from p2p_mesh.http.body import Fields, integer, parse, text, word
+from p2p_mesh.http.body import Fields, boolean, integer, mapping, number, parse, text, word
 from p2p_mesh.http.guard import Access, Policy
 from p2p_mesh.journal import Journal
 
@@ -45,6 +47,9 @@ _PAGE_HEADERS = {
 MAX_NAME = MAX_TOKEN
 """Characters of what names a model, a peer or an invite; a token is the longest."""
 
+MAX_RTT = 10_000
+"""Milliseconds."""
+
 _NO_ROUTES: Mapping[str, Sequence[BaseRoute]] = MappingProxyType({})
 
 
@@ -53,6 +58,12 @@ class Console(Protocol):
 
     def status(self) -> dict[str, Any]:
         """Plain values; docs/api.md has the shape."""
+        ...
+
+    async def plan(self, wanted: Wanted) -> dict[str, Any]:
+        """How a model would be served; docs/api.md has the shape. Raises ModelError for what is no
+        model of this node, Unavailable.
+        """
         ...
 
     async def invite(
@@ -108,6 +119,7 @@ def create_app(
         [
             *_page(),
             Route("/api/status", endpoints.status),
+            Route("/api/plan", endpoints.plan, methods=["POST"]),
             Route("/api/invites", endpoints.invites, methods=["GET"]),
             Route("/api/invites", endpoints.invite, methods=["POST"]),
             Route("/api/revocations", endpoints.revoke, methods=["POST"]),
@@ -138,6 +150,20 @@ class Endpoints:
 
     async def status(self, _request: Request) -> Response:
         return _fresh(self._console.status())
+
+    async def plan(self, request: Request) -> Response:
+        fields = Fields(parse(await request.body()))
+        trip = fields.take("max_rtt", number(0, MAX_RTT, above=True))
+        wanted = Wanted(
+            model=fields.require("model", _name),
+            split=fields.take("split", boolean),
+            context=fields.take("ctx", integer(16, 2**24)),
+            slots=fields.take("parallel", integer(1, 256)),
+            most_round_trip=None if trip is None else trip / 1e3,
+            topology=fields.take("stages", _topology),
+        )
+        fields.end()
+        return _fresh(await self._console.plan(wanted))
 
     async def invites(self, _request: Request) -> Response:
         return _fresh({"invites": await self._console.invites()})
@@ -196,6 +222,10 @@ def _name(value: Any, name: str) -> str:
     if not 0 < len(text(value, name)) <= MAX_NAME:
         raise RequestError(f"{name} must have 1 to {MAX_NAME} characters", param=name)
     return str(value)
+
+
+def _topology(value: Any, name: str) -> Topology:
+    return read_topology(json.dumps(mapping(value, name)).encode())
 
 
 def _digest(value: Any, name: str) -> Digest:

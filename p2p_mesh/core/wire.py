@@ -132,20 +132,31 @@ class Frames:
         length, start = head
         if len(self._held) < start + length:
             return None
-        body = bytes(self._held[start : start + length])
+        with memoryview(self._held) as held:
+            body = bytes(held[start : start + length])
         del self._held[: start + length]
         return body
 
-    def _head(self) -> tuple[int, int] | None:
+    def only(self, data: bytes) -> bytes | None:
+        """The frame that `data` is, where it is exactly one and no part of another is held: most
+        come so, and need not be put together. None: it is to be fed.
+        """
+        if self._held or (head := self._head(data)) is None:
+            return None
+        length, start = head
+        return data[start:] if len(data) == start + length else None
+
+    def _head(self, data: bytes | bytearray | None = None) -> tuple[int, int] | None:
         """The length of the next frame and where its body starts, once known."""
+        data = self._held if data is None else data
         length = 0
-        for index, byte in enumerate(self._held[:_VARINT_BYTES]):
+        for index, byte in enumerate(data[:_VARINT_BYTES]):
             length |= (byte & 0x7F) << 7 * index
             if byte < 0x80:
                 if length > self._limit:
                     raise RemoteError(f"a frame of {length} bytes; the limit is {self._limit}")
                 return length, index + 1
-        if len(self._held) >= _VARINT_BYTES:
+        if len(data) >= _VARINT_BYTES:
             raise RemoteError("a frame whose length never ends")
         return None
 

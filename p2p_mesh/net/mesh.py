@@ -24,6 +24,7 @@ from p2p_mesh.journal import Journal
 from p2p_mesh.net import protocols as wires
 from p2p_mesh.net.admission import Admission, Holder, Ourselves
 from p2p_mesh.net.answering import Answers
+from p2p_mesh.net.artifacts import Artifacts
 from p2p_mesh.net.control import Control
 from p2p_mesh.net.gossip import MAX_MESSAGE, Gossip, Receive
 from p2p_mesh.net.groups import bare
@@ -68,6 +69,7 @@ class Network:
         self._is_closing = False
         self._dialing: dict[PeerId, trio.Lock] = {}
         self._expecting: dict[PeerId, set[trio.CancelScope]] = {}
+        self._foreign: dict[PeerId, set[wires.Drained]] = {}
         offences = Offences(journal)
         self._membership = trio.CancelScope()
         self._revocations = Revocations(
@@ -106,9 +108,10 @@ class Network:
             offences=offences,
             connect=self.connect,
             drop=host.drop,
-            fail=self._questions.fail,
+            fail=self._fail,
         )
         Answers(self._protocols, handlers, journal)
+        self.artifacts = Artifacts(self._protocols, offences, self._using, self._alive)
         self.control = Control(self._protocols, host.peer_id, clock)
         self._peers = Peers(
             host.peer_id, seeds, self.members(), self.connect, journal=journal, rng=rng
@@ -285,7 +288,14 @@ class Network:
         """A stream of a backend's own protocol to a member. Raises Unavailable."""
         opening = self._protocols.open(peer, wires.Protocol(protocol, limit))
         async with self._using(peer), opening as stream, wires.drained(stream) as frames:
-            yield frames
+            streams = self._foreign.setdefault(peer, set())
+            streams.add(frames)
+            try:
+                yield frames
+            finally:
+                streams.discard(frames)
+                if not streams:
+                    self._foreign.pop(peer, None)
 
     def serve_protocol(
         self,
@@ -319,6 +329,13 @@ class Network:
             self._snapshots.poke()
         elif member.role == "member":
             self._nursery.start_soon(self._snapshots.catch_up, member.peer)
+
+    def _fail(self, peer: PeerId, error: MeshError) -> None:
+        """Ends what is under way with a peer: it gives no sign of life."""
+        self._questions.fail(peer, error)
+        self.artifacts.fail(peer, error)
+        for frames in tuple(self._foreign.get(peer, ())):
+            frames.fail(error)
 
     def _alive(self, peer: PeerId) -> None:
         """A frame of an answer came."""

@@ -37,11 +37,13 @@ SEND_TIMEOUT = 30.0
 CLOSE_TIMEOUT = 0.3
 """Seconds to say that a stream ends; where the peer hangs, its connection will tell."""
 
-FOREIGN_LIMIT = 16 << 20
+FOREIGN_LIMIT = 32 << 20
 """Bytes of a frame in a protocol of a backend, unless it says less."""
 
 CREDIT = 32 << 20
 """Bytes that wait for a slow reader before its stream ends."""
+
+_MOST_FRAMES = 1 << 20  # that wait: empty ones take credit of nothing
 
 _BROKEN = (StreamError, IOException, RawConnError, MuxedStreamError, OSError)
 
@@ -66,11 +68,14 @@ class Stream:
 
     async def send(self, frame: bytes) -> None:
         """Sends the body of one frame. Raises Unavailable."""
-        if self.send_nowait(frame):
-            return
+        if not self.send_nowait(frame):
+            await self.send_framed(framed(frame))
+
+    async def send_framed(self, frames: bytes) -> None:
+        """Sends frames that are made already, with their lengths. Raises Unavailable."""
         try:
             with trio.fail_after(SEND_TIMEOUT):
-                await self._write(framed(frame))
+                await self._write(frames)
         except trio.TooSlowError as error:
             raise Unavailable(f"{self.peer} took nothing for {SEND_TIMEOUT:g} s") from error
         except _BROKEN as error:
@@ -101,6 +106,9 @@ class Stream:
         """
 
         def feed(data: bytes) -> None:
+            if (body := self._frames.only(data)) is not None:
+                hear(body)
+                return
             self._frames.feed(data)
             for body in self._frames:
                 hear(body)
@@ -158,35 +166,62 @@ class Drained:
     def __init__(self, stream: Stream, credit: int = CREDIT) -> None:
         self._stream = stream
         self._credit = credit
+        self._frames: deque[bytes] = deque()
         self._held = 0
-        self._put, self._take = trio.open_memory_channel[bytes | MeshError](1 << 20)
+        self._sink: Callable[[bytes], None] | None = None
+        self._end: MeshError | None = None
+        self._came = trio.Event()
 
     async def send(self, frame: bytes) -> None:
         await self._stream.send(frame)
 
+    def send_nowait(self, frame: bytes) -> bool:
+        return self._stream.send_nowait(frame)
+
     async def receive(self) -> bytes:
+        while not self._frames:
+            await self._more()
+        frame = self._frames.popleft()
+        self._held -= len(frame)
+        return frame
+
+    async def listen(self, hear: Callable[[bytes], None]) -> None:
+        while self._frames:
+            hear(self._frames.popleft())
+        self._held, self._sink = 0, hear
         try:
-            item = await self._take.receive()
-        except trio.EndOfChannel as error:
-            raise Unavailable(f"{self._stream.peer} closed the stream") from error
-        if isinstance(item, MeshError):
-            raise item
-        self._held -= len(item)
-        return item
+            while True:
+                await self._more()
+        finally:
+            self._sink = None
+
+    async def _more(self) -> None:
+        if self._end is not None:
+            raise self._end
+        self._came = trio.Event()
+        await self._came.wait()
 
     async def pump(self) -> None:
         """Reads until the stream ends, or holds more than its credit."""
-        with self._put:
-            try:
-                while self._held <= self._credit:
-                    frame = await self._stream.receive()
-                    self._held += len(frame)
-                    self._put.send_nowait(frame)
-                raise Unavailable(f"{self._stream.peer} sent more than could be taken")
-            except MeshError as error:
-                self._put.send_nowait(error)
-            except trio.WouldBlock:
-                await self._stream.reset()
+        try:
+            await self._stream.listen(self._hear)
+        except MeshError as error:
+            self.fail(error)
+
+    def _hear(self, frame: bytes) -> None:
+        if self._sink is not None:
+            self._sink(frame)
+            return
+        self._frames.append(frame)
+        self._held += len(frame)
+        self._came.set()
+        if self._held > self._credit or len(self._frames) > _MOST_FRAMES:
+            raise Unavailable(f"{self._stream.peer} sent more than could be taken")
+
+    def fail(self, error: MeshError) -> None:
+        """Nothing more is to be expected of the peer; what came can still be received."""
+        self._end = self._end or error
+        self._came.set()
 
 
 @asynccontextmanager

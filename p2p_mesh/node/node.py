@@ -25,10 +25,20 @@ from p2p_mesh.core.control import read_owner
 from p2p_mesh.core.inventory import Inventory, pause
 from p2p_mesh.core.invite import MAX_SEEDS, Ticket, check
 from p2p_mesh.core.names import ModelId, PeerId
-from p2p_mesh.core.records import InferenceRequest, ModelLoad, Query, Reply, Resources, Role
+from p2p_mesh.core.plans import Wanted
+from p2p_mesh.core.records import (
+    InferenceRequest,
+    ModelFile,
+    ModelLoad,
+    Query,
+    Reply,
+    Resources,
+    Role,
+)
 from p2p_mesh.errors import LocalError, SettingsError, UnknownModel
 from p2p_mesh.journal import Journal
 from p2p_mesh.node.answers import Answer, Answers
+from p2p_mesh.node.artifacts import Artifacts
 from p2p_mesh.node.control import Control
 from p2p_mesh.node.demand import Demanded
 from p2p_mesh.node.extensions import Extensions, Voice
@@ -36,6 +46,7 @@ from p2p_mesh.node.listening import is_free
 from p2p_mesh.node.members import EXPIRY_CHECK, Announcer, Members, announce
 from p2p_mesh.node.membership import STARTING, Membership
 from p2p_mesh.node.models import Models
+from p2p_mesh.node.plan import Planner
 from p2p_mesh.node.port import Port
 from p2p_mesh.node.sources import MODELS, Sourced
 from p2p_mesh.node.standby import Standby
@@ -44,7 +55,9 @@ from p2p_mesh.node.web import open_http
 from p2p_mesh.plugins import Plugins
 from p2p_mesh.serve import hardware
 from p2p_mesh.serve.backend import Source
+from p2p_mesh.serve.hub import Hub
 from p2p_mesh.serve.opening import Memory
+from p2p_mesh.serve.package.packages import Packages
 from p2p_mesh.serve.store import Digests, Stock
 from p2p_mesh.serve.supervisor import Hosted
 from p2p_mesh.settings import Settings
@@ -82,8 +95,28 @@ class Node:
         self.journal = journal
         self.extensions = Extensions(plugins, journal)
         self.inventory = Inventory()
-        memory = Memory(hardware.measure(settings.memory_limit))
-        self.port = Port(self.inventory, memory, lambda: self.hosted.values(), lambda: self.network)
+        memory = self.memory = Memory(hardware.measure(settings.memory_limit))
+        self.artifacts = Artifacts(
+            settings,
+            Packages(digests.packages, digests),
+            Hub(),
+            inventory=self.inventory,
+            files=lambda: self.models.files(),
+            loaded=self._loaded,
+            rng=SystemRandom(),
+            journal=journal,
+            changed=self._change,
+        )
+        self.port = Port(
+            self.inventory,
+            memory,
+            self.artifacts,
+            network=lambda: self.network,
+            measured=self.measured,
+            is_planned=lambda model: self.models.is_planned(model),
+            name=settings.node_name,
+            listens=settings.p2p_host if settings.direct else None,
+        )
         self.models = Models(
             settings, plugins,
             memory=memory, mesh=self.port, digests=digests, journal=journal, changed=self._change,
@@ -108,10 +141,20 @@ class Node:
         )
         self.answers.counted = self.demanded.count
         self.control = Control(self.models, settings.data_path, journal)
+        self.planner = Planner(
+            self.port,
+            self.inventory,
+            plugins.backends(),
+            name=settings.node_name,
+            find=self.models.find,
+            role=lambda: self.role,
+            connected=lambda: self.members.connected if self.members else {},
+        )
         self._tickets = tickets
         self._token = secrets.token_urlsafe(24)
         self._changed = trio.Event()
         self._news = trio.Event()
+        plugins.attach(self.port)
 
     def _source(self, source: Source) -> Sourced:
         return Sourced(
@@ -123,6 +166,7 @@ class Node:
         self._changed.set()
         self._changed = trio.Event()
         self.demanded.wake()
+        self.artifacts.library.wake()
 
     async def run(self) -> None:
         """Runs until cancelled. Raises SettingsError or LocalError where a port or the data
@@ -134,6 +178,8 @@ class Node:
                 self._check_p2p_port()
                 nursery.start_soon(self.extensions.tell)
                 await open_http(self, self._token, directory, nursery)
+                readers = self.settings.threads
+                self.memory.learn(await trio.to_thread.run_sync(hardware.bandwidth, readers))
                 with state.published(directory, self._node_file()):
                     nursery.start_soon(self.models.run)
                     for sourced in self.sourced:
@@ -155,6 +201,11 @@ class Node:
             token=self._token,
         )
 
+    def _loaded(self) -> list[ModelFile]:
+        """The files of the models that answer now."""
+        ready = (one for one in self.hosted.values() if one.state == "ready")
+        return [one.load.model for one in ready if one.load is not None]
+
     # What the console asks
 
     def measured(self) -> Resources:
@@ -162,6 +213,10 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         return status(self, time.time())
+
+    async def plan(self, wanted: Wanted) -> dict[str, Any]:
+        """How a model would be served, whole or in stages. Raises ModelError and Unavailable."""
+        return await self.planner.plan(wanted)
 
     async def invite(
         self, role: Role, until: int | None, uses: int | None = None, join_by: int | None = None
@@ -231,6 +286,7 @@ class Node:
             self.membership.adopt = network.adopt
             self.membership.connected = network.members()
             self.port.attach(network)
+            self.artifacts.attach(network)
             self.control.network = network
             network.control.accept(
                 [read_owner(one) for one in self.settings.accept_owner], self.control.obey
@@ -257,6 +313,7 @@ class Node:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.membership.run)
             nursery.start_soon(self._expire)
+            nursery.start_soon(self.artifacts.library.run)
             voice = Voice(
                 identity.key, self.belonging.credential, self.belonging.mesh, time.time,
                 lambda: network.revoked,
@@ -290,11 +347,16 @@ class Node:
         envelope = announcer.make(
             served, self.measured(), network.addresses(), time.time(),
             held=self.models.held()[: max(0, MODELS - len(served))],
-            members=len(self.inventory),
+            backends=self._backends(),
+            packages=self.artifacts.library.announced(), members=len(self.inventory),
         )  # fmt: skip
         assert self.members is not None
         self.members.keep(envelope)
         return envelope
+
+    def _backends(self) -> list[str]:
+        """What others may count on: one that serves nothing holds no stages either."""
+        return [] if self.settings.client else [one.name for one in self.plugins.backends()]
 
     async def _expire(self) -> None:
         assert self.members is not None
@@ -327,6 +389,7 @@ class Node:
         """A peer came, or announced something new."""
         self._news.set()
         self._news = trio.Event()
+        self.artifacts.library.wake()
         assert self.members is not None
         self.demanded.met(self.members.connected)
 

@@ -45,6 +45,8 @@ def status(node: Node, now: float) -> dict[str, Any]:
         "endpoints": [
             {"name": one.name, "state": one.state, "reason": one.reason} for one in node.sourced
         ],
+        "fetching": node.artifacts.status(),
+        "packages": len(node.artifacts.library.announced()),
         "peers": list(_peers(node)),
         "revoked_peers": len(network.revoked.peers) if network else 0,
         "is_revoked": network.is_revoked if network else False,

@@ -10,7 +10,8 @@ from starlette.routing import Route
 
 from p2p_mesh.console.app import PAGE, create_app
 from p2p_mesh.core.control import Command, ListModels, LoadModel, StopNode, UnloadModel
-from p2p_mesh.core.names import Digest
+from p2p_mesh.core.names import Digest, PeerId
+from p2p_mesh.core.plans import Stage, Topology, Wanted
 from p2p_mesh.core.records import Role
 from p2p_mesh.errors import LocalError
 from p2p_mesh.http.guard import Policy
@@ -26,6 +27,7 @@ class FakeConsole:
     def __init__(self, *, holds_key: bool = True) -> None:
         self.invited: list[tuple[Role, int | None, int | None, int | None]] = []
         self.revoked: list[str] = []
+        self.planned: list[Wanted] = []
         self._holds_key = holds_key
 
     def status(self) -> dict[str, Any]:
@@ -38,6 +40,10 @@ class FakeConsole:
             raise LocalError("this node does not hold the key of its mesh")
         self.invited.append((role, until, uses, join_by))
         return "mesh-token"
+
+    async def plan(self, wanted: Wanted) -> dict[str, Any]:
+        self.planned.append(wanted)
+        return {"choice": "stages"}
 
     async def invites(self) -> list[dict[str, Any]]:
         return [{"id": "0123456789ab"}]
@@ -122,6 +128,37 @@ async def test_invite_or_peer_is_revoked() -> None:
     assert console.revoked == ["12D3"]
 
 
+async def test_plan_is_asked_for() -> None:
+    console = FakeConsole()
+    http = client(console, key=TOKEN)
+    assert (await http.post("/api/plan", json={"model": "m"})).json() == {"choice": "stages"}
+    pinned = {"node": "bob", "layer_start": 0, "layer_end": 4}
+    await http.post("/api/plan", json={
+        "model": "m", "split": True, "ctx": 64, "parallel": 2, "max_rtt": 20,
+        "stages": {"model": "m", "manifest_sha256": DIGEST, "stages": [pinned]},
+    })  # fmt: skip
+    assert console.planned == [
+        Wanted(model="m"),
+        Wanted(
+            model="m", split=True, context=64, slots=2, most_round_trip=0.02,
+            topology=Topology(
+                model="m", manifest_sha256=DIGEST,
+                stages=(Stage(node=PeerId("bob"), layer_start=0, layer_end=4),),
+            ),
+        ),
+    ]  # fmt: skip
+
+
+async def test_plan_that_is_none_is_refused() -> None:
+    console = FakeConsole()
+    response = await client(console, key=TOKEN).post(
+        "/api/plan", json={"model": "m", "stages": {"model": "m"}}
+    )
+    assert response.status_code == 400
+    assert "manifest_sha256" in response.json()["error"]["message"]
+    assert console.planned == []
+
+
 async def test_models_are_loaded_and_unloaded() -> None:
     commands = FakeCommands()
     http = client(commands=commands, key=TOKEN)
@@ -153,6 +190,12 @@ async def test_orders_go_to_a_peer(body: dict[str, Any], command: Command) -> No
         ("revocations", {}, "what"),
         ("revocations", {"what": ""}, "what"),
         ("revocations", {"what": "x" * 20_000}, "what"),
+        ("plan", {}, "model"),
+        ("plan", {"model": "m", "ctx": 1}, "ctx"),
+        ("plan", {"model": "m", "split": 1}, "split"),
+        ("plan", {"model": "m", "max_rtt": 0}, "max_rtt"),
+        ("plan", {"model": "m", "stages": []}, "stages"),
+        ("plan", {"model": "m", "force": True}, "force"),
         ("load", {"model": 5}, "model"),
         ("load", {"model": "m", "force": True}, "force"),
         ("unload", {}, "model"),
@@ -167,10 +210,10 @@ async def test_wrong_command_is_named(path: str, body: dict[str, Any], param: st
     response = await client(console, commands, key=TOKEN).post(f"/api/{path}", json=body)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
-    assert (commands.told, console.revoked) == ([], [])
+    assert (commands.told, console.revoked, console.planned) == ([], [], [])
 
 
-@pytest.mark.parametrize("path", ["revocations", "load", "unload", "orders"])
+@pytest.mark.parametrize("path", ["revocations", "plan", "load", "unload", "orders"])
 async def test_whatever_changes_something_needs_the_token(path: str) -> None:
     for key in (None, "wrong"):
         response = await client(key=key).post(f"/api/{path}", json={})

@@ -22,6 +22,7 @@ from p2p_mesh.core.wire import (
     decode,
     encode,
     frame,
+    framed,
     varint,
 )
 from p2p_mesh.errors import ContextExceeded, Overloaded, RemoteError, RequestError
@@ -136,3 +137,16 @@ def test_error_carries_the_load() -> None:
     load = (ModelLoad(model=ModelId("m"), slots=2, active=1),)
     received: ErrorMessage = decode(encode(ErrorMessage.of(Overloaded("full"), load)), MESSAGES)
     assert received.load == load
+
+
+def test_data_that_is_one_frame_need_not_be_fed() -> None:
+    frames = Frames(limit=100)
+    assert frames.only(framed(b"whole")) == b"whole"
+    assert frames.only(framed(b"")) == b""
+    for other in (b"", framed(b"one") + framed(b"two"), framed(b"half")[:-1]):
+        assert frames.only(other) is None
+    assert frames.is_between
+    frames.feed(framed(b"half")[:-1])
+    assert frames.only(framed(b"whole")) is None
+    with pytest.raises(RemoteError, match="the limit is"):
+        Frames(limit=3).only(framed(b"long"))

@@ -68,6 +68,43 @@ async def test_reader_that_rests_loses_nothing(autojump_clock: Clock) -> None:
                 assert len(await stream.receive()) == 1 << 20
 
 
+async def test_frames_are_heard_as_they_come(autojump_clock: Clock) -> None:
+    async with pair() as (opener, server):
+        server.net.serve_protocol("shout", upper)
+        heard: list[bytes] = []
+        async with opener.net.open_stream(server.peer_id, "shout") as stream:
+            assert stream.send_nowait(b"early")
+            await trio.sleep(1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.listen, heard.append)
+                await stream.send(b"late")
+                await stream.send(bytes(3 << 20))
+                await trio.sleep(1)
+                nursery.cancel_scope.cancel()
+        assert heard == [b"EARLY", b"LATE", bytes(3 << 20)]
+
+
+async def test_what_a_listener_raises_ends_its_stream(autojump_clock: Clock) -> None:
+    def refuse(frame: bytes) -> None:
+        raise RemoteError("not this")
+
+    async with pair() as (opener, server):
+        server.net.serve_protocol("shout", upper)
+        async with opener.net.open_stream(server.peer_id, "shout") as stream:
+            await stream.send(b"a")
+            with pytest.raises(RemoteError, match="not this"):
+                await stream.listen(refuse)
+        assert await text_of(opener, server.peer_id) == "hello"
+
+
+async def test_frame_of_the_largest_size_passes(autojump_clock: Clock) -> None:
+    async with pair() as (opener, server):
+        server.net.serve_protocol("shout", upper)
+        async with opener.net.open_stream(server.peer_id, "shout") as stream:
+            await stream.send(bytes(protocols.FOREIGN_LIMIT))
+            assert len(await stream.receive()) == protocols.FOREIGN_LIMIT
+
+
 async def test_credit_ends_the_stream_only(autojump_clock: Clock) -> None:
     async def flood(stream: Drained, member: Member) -> None:
         while True:

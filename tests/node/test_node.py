@@ -13,8 +13,9 @@ import trio
 import trio.testing
 
 from p2p_mesh.core.names import ModelId, PeerId, RequestId
+from p2p_mesh.core.plans import Wanted
 from p2p_mesh.core.records import EmbedQuery, InferenceRequest, ModelFile, TextPrompt
-from p2p_mesh.errors import Loading, LocalError, UnknownModel
+from p2p_mesh.errors import Loading, LocalError, Unavailable, UnknownModel
 from p2p_mesh.hookspecs import hookimpl
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.node.node import Node
@@ -88,6 +89,16 @@ def test_given_port_is_taken_as_it_is(tmp_path: Path) -> None:
 async def test_invite_needs_a_node_that_is_up(tmp_path: Path) -> None:
     with pytest.raises(LocalError, match="still starting"):
         await node(tmp_path).invite("member", None)
+
+
+async def test_plan_needs_a_node_that_is_up(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="not connected"):
+        await node(tmp_path).plan(Wanted(model="m"))
+
+
+def test_node_that_serves_nothing_offers_no_backend(tmp_path: Path) -> None:
+    assert node(tmp_path)._backends() == ["echo"]
+    assert node(tmp_path, client=True)._backends() == []
 
 
 async def test_peer_gets_this_nodes_models_only(tmp_path: Path) -> None:

@@ -2,15 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from p2p_mesh.core.inventory import Inventory, Offer
-from p2p_mesh.core.names import Digest, PeerId
-from p2p_mesh.core.records import Announcement, Resources
+from p2p_mesh.core.names import Digest, ModelId, PeerId
+from p2p_mesh.core.package import PackageRef
+from p2p_mesh.core.records import Announcement, ModelFile, Resources
 from p2p_mesh.errors import Unavailable
 from p2p_mesh.node.port import Port
 from p2p_mesh.serve.backend import Mesh, Stream
@@ -20,9 +19,10 @@ RESOURCES = Resources(memory_total=10, memory_free=10, threads=1)
 ANNOUNCEMENT = Announcement(
     sequence=(1, 1), issued_at=0, lifetime=60, name="x", version="1", resources=RESOURCES
 )
-HOSTED: Any = SimpleNamespace(
-    digest="d" * 64, load=SimpleNamespace(model=SimpleNamespace(path="/m.gguf"))
-)
+MODEL = ModelFile(
+    id=ModelId("m"), path="/m.gguf", size_bytes=1, architecture="llama", context_length=1,
+    kv_bytes_per_token=1,
+)  # fmt: skip
 
 
 class Network:
@@ -34,6 +34,9 @@ class Network:
     def serve_protocol(self, protocol: str, attend: Any) -> None:
         self.served.append(protocol)
 
+    def rtt(self, peer: PeerId) -> float | None:
+        return {"other": 0.25}.get(peer)
+
     @asynccontextmanager
     async def _opened(self, text: str) -> AsyncIterator[str]:
         yield text
@@ -42,16 +45,47 @@ class Network:
         return self._opened(f"{protocol} to {peer}")
 
 
-def port(network: Any = None) -> Port:
+class Artifacts:
+    """Gives what it was asked for."""
+
+    async def package(self, wanted: Any, *, on_demand: bool) -> Any:
+        return wanted, on_demand
+
+
+def port(network: Any = None, planned: str = "") -> Port:
     inventory = Inventory()
     for peer in ("me", "other"):
         inventory.apply(Offer(PeerId(peer), ANNOUNCEMENT, b"", 60.0))
-    return Port(inventory, Memory(RESOURCES), lambda: [HOSTED], lambda: network)
+    artifacts: Any = Artifacts()
+    return Port(
+        inventory,
+        Memory(RESOURCES),
+        artifacts,
+        network=lambda: network,
+        measured=lambda: RESOURCES,
+        is_planned=lambda model: model == planned,
+    )
 
 
 def test_peers_are_the_others() -> None:
     assert [peer for peer, _ in port(Network()).peers()] == ["other"]
     assert len(port().peers()) == 2
+
+
+def test_node_knows_itself_once_it_is_connected() -> None:
+    assert port(Network()).me() == "me"
+    with pytest.raises(Unavailable, match="not connected yet"):
+        port().me()
+
+
+def test_round_trips_are_those_of_the_pings() -> None:
+    assert port(Network()).round_trip(PeerId("other")) == 0.25
+    assert port(Network()).round_trip(PeerId("stranger")) is None
+    assert port().round_trip(PeerId("other")) is None
+
+
+def test_resources_are_measured_now() -> None:
+    assert port().resources() is RESOURCES
 
 
 async def test_streams_need_the_network() -> None:
@@ -82,7 +116,11 @@ async def test_leases_are_this_nodes_memory() -> None:
                 pass
 
 
-async def test_files_are_known_by_their_digest() -> None:
-    assert await port().fetch(Digest("d" * 64)) == Path("/m.gguf")
-    with pytest.raises(Unavailable, match="no node that this one knows"):
-        await port().fetch(Digest("e" * 64))
+async def test_package_of_a_model_that_nobody_named_is_fetched_on_demand() -> None:
+    found: Any = await port(planned="m").package(MODEL)
+    assert found == (MODEL, True)
+    named: Any = await port().package(MODEL)
+    assert named == (MODEL, False)
+    ref = PackageRef(manifest=Digest("a" * 64))
+    of_a_plan: Any = await port(planned="m").package(ref)
+    assert of_a_plan == (ref, False)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from p2p_mesh.core import artifacts
 from p2p_mesh.core.admission import (
     Hello,
     Proof,
@@ -20,6 +21,7 @@ from p2p_mesh.core.admission import (
     check_redeem,
     prove,
 )
+from p2p_mesh.core.artifacts import AskHeld, Data, Get, HeldFiles, Lacking
 from p2p_mesh.core.control import (
     Challenge,
     LoadModel,
@@ -76,6 +78,12 @@ FRAMES = [
     ("control", "challenge_frame", Challenge),
     ("control", "order_frame", Ordered),
     ("control", "report_frame", Report),
+    ("artifacts", "get_frame", Get),
+    ("artifacts", "found_frame", artifacts.Found),
+    ("artifacts", "data_frame", Data),
+    ("artifacts", "lacking_frame", Lacking),
+    ("artifacts", "ask_held_frame", AskHeld),
+    ("artifacts", "held_frame", HeldFiles),
     ("health", "ping_frame", Ping),
     ("health", "pong_frame", Pong),
     ("health", "pong_load_frame", Pong),
@@ -112,7 +120,7 @@ def test_frame_is_read_and_made_again(page: str, name: str, kind: type) -> None:
 
 
 def test_every_frame_has_its_kind() -> None:
-    pages = ("admission", "control", "health", "inventory", "inference")
+    pages = ("admission", "artifacts", "control", "health", "inventory", "inference")
     found = {(page, name) for page in pages for name in vectors(page) if name.endswith("_frame")}
     assert found == {(page, name) for page, name, _ in FRAMES}
 

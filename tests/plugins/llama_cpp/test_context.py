@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import ModelError
-from p2p_mesh.testing.models import Shape, write_model
+from p2p_mesh.testing.models import Shape, write_embedder, write_model
 
 PROMPT = [1, 10, 20, 30, 40, 50]
 
@@ -56,6 +56,29 @@ def test_every_row_can_be_answered(context: Context) -> None:
     last = context.logits(row + 2).copy()
     context.forget(0)
     assert np.array_equal(read(context, 0, PROMPT), last)
+
+
+def test_what_is_cleared_is_as_new(context: Context) -> None:
+    first = read(context, 0, PROMPT)
+    context.clear()
+    assert np.array_equal(read(context, 0, PROMPT), first)
+
+
+def test_a_model_that_keeps_nothing_is_refused_unless_it_will_do(
+    model: Model, tmp_path: Path
+) -> None:
+    class Any(Context):
+        takes_forgetful = True
+
+        def _warm(self, token: int) -> None:
+            """It has no logits."""
+
+    write_embedder(tmp_path / "bert.gguf")
+    reads = Model(str(tmp_path / "bert.gguf"), name="bert", progress=lambda _: None)
+    with pytest.raises(ModelError, match="bert has no memory of what it read"):
+        Context(reads, Plan(256, 1, 1, 48))
+    assert not Any(reads, Plan(256, 1, 1, 48)).remembers
+    assert Context(model, Plan(256, 1, 1, 48)).remembers
 
 
 @pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])

@@ -1,0 +1,347 @@
+"""The packages of this node, and where it gets the parts that it lacks.
+
+What is missing comes from members that serve it, and else from the hub. Nothing is fetched
+beyond --max-disk, nor, where demand alone wants it, without a word of --fetch-allow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from p2p_mesh.core.inventory import Inventory
+from p2p_mesh.core.names import Digest, PeerId
+from p2p_mesh.core.package import MAX_MANIFEST, MAX_PIECES, Artifact, Manifest, PackageRef
+from p2p_mesh.core.records import ModelFile
+from p2p_mesh.core.reference import read_hub
+from p2p_mesh.errors import MeshError, ModelError, Unavailable
+from p2p_mesh.journal import Journal
+from p2p_mesh.net.groups import bare
+from p2p_mesh.node.fetching import Fetching
+from p2p_mesh.node.library import Library
+from p2p_mesh.serve.hub import Hub
+from p2p_mesh.serve.package.local import LocalPackage
+from p2p_mesh.serve.package.packages import Packages
+from p2p_mesh.serve.package.whole import whole
+from p2p_mesh.settings import Settings
+
+if TYPE_CHECKING:
+    from p2p_mesh.net.mesh import Network
+
+MAX_PROBED = 32
+"""Members that are asked for a package, though they do not announce it."""
+
+LOOK = 0.5
+"""Seconds between two looks at how far a fetch is,"""
+REPORT = 10.0
+"""and between two log lines of it."""
+
+_DIGEST = re.compile(r"[0-9a-f]{8,64}")
+
+Progress = Callable[[float], None]
+
+
+class Used:
+    """A package in the hands of a backend: implements serve.backend.Package. It is served for as
+    long as somebody holds this.
+    """
+
+    def __init__(self, package: LocalPackage, artifacts: Artifacts, *, on_demand: bool) -> None:
+        self.package = package
+        self._artifacts = artifacts
+        self._on_demand = on_demand
+
+    @property
+    def ref(self) -> PackageRef:
+        return self.package.ref
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.package.manifest
+
+    @property
+    def metadata(self) -> Path:
+        return self.package.metadata
+
+    async def fetch(
+        self, artifacts: Sequence[str], progress: Progress = lambda _: None
+    ) -> Sequence[Path]:
+        await self._artifacts.fetch(
+            self.package, artifacts, on_demand=self._on_demand, progress=progress
+        )
+        return await self.package.sources(artifacts)
+
+    async def whole(self, progress: Progress = lambda _: None) -> Path:
+        beside = {one.path for one in self.manifest.projectors}
+        paths = [one.path for one in self.manifest.artifacts if one.path not in beside]
+        await self.fetch(paths, progress)
+        return await whole(self.package, progress)
+
+
+class Artifacts:
+    """The packages of one node, and their parts."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        packages: Packages,
+        hub: Hub,
+        *,
+        inventory: Inventory,
+        files: Callable[[], Iterable[ModelFile]],
+        loaded: Callable[[], Iterable[ModelFile]],
+        rng: Random,
+        journal: Journal,
+        changed: Callable[[], None],
+    ) -> None:
+        """`files`: the models that this node has as files; `loaded`: those that it serves now."""
+        self._settings = settings
+        self._packages = packages
+        self._hub = hub
+        self._inventory = inventory
+        self._files = files
+        self._rng = rng
+        self._journal = journal
+        self._changed = changed
+        self._network: Network | None = None
+        self.library = Library(
+            settings,
+            packages,
+            loaded=loaded,
+            is_alone=lambda: len(inventory) < 2,
+            journal=journal,
+            changed=changed,
+        )
+        self._turns: dict[str, trio.Lock] = {}
+        self._fetching: dict[str, Fetching] = {}
+        self._reserved = 0
+
+    def attach(self, network: Network) -> None:
+        """The network is up."""
+        self._network = network
+        if self._settings.has_artifacts:
+            network.artifacts.serve(self.library)
+
+    # What backends get
+
+    async def package(self, wanted: ModelFile | PackageRef, *, on_demand: bool = False) -> Used:
+        """The package of a model of this node, or one that a peer names; its metadata is here.
+        Raises ModelError for what is none, or may not be fetched, Unavailable where nobody has it.
+        """
+        if isinstance(wanted, PackageRef):
+            package = await self._named(wanted)
+        else:
+            package = await self._packages.opened(wanted.path)
+        used = Used(package, self, on_demand=on_demand)
+        self.library.add(used)
+        await self.fetch(package, [package.manifest.metadata.path], on_demand=on_demand)
+        self._changed()
+        return used
+
+    async def _named(self, ref: PackageRef) -> LocalPackage:
+        if (found := await self._packages.find(ref)) is not None:
+            return found
+        manifest = await self._text(ref.manifest, ref.manifest, MAX_MANIFEST)
+        pieces = await self._text(ref.pieces, ref.manifest, MAX_PIECES) if ref.pieces else b""
+        package = await self._packages.add(ref, manifest, pieces)
+        return await self._of_own_file(package) or package
+
+    async def _of_own_file(self, named: LocalPackage) -> LocalPackage | None:
+        """The same package, where a model file of this node is what it was made of."""
+        digest = named.manifest.source.sha256
+        for model in self._files():
+            if digest and model.digest == digest:
+                found = await self._packages.opened(model.path)
+                return found if found.ref.manifest == named.ref.manifest else None
+        return None
+
+    async def _text(self, sha256: str, manifest: Digest, limit: int) -> bytes:
+        """A manifest, or the list of its pieces, from whoever serves it."""
+        network, reason = self._network, "nobody of this mesh serves it"
+        for peer in self._candidates(manifest):
+            assert network is not None, "without it there are no candidates"
+            try:
+                async with network.artifacts.open(peer) as line:
+                    if (data := await line.whole(Digest(sha256), limit)) is not None:
+                        return data
+            except MeshError as error:
+                reason = str(error)
+        raise Unavailable(f"the package {manifest} is not to be had: {reason}")
+
+    def _candidates(self, manifest: Digest) -> Sequence[PeerId]:
+        """Whom to ask: those that announce the package, then others that are connected."""
+        network = self._network
+        if network is None or not self._settings.has_artifacts:
+            return ()
+        announced = [
+            offer.peer
+            for offer in self._inventory.offers()
+            if manifest in offer.announcement.packages and offer.peer != network.peer_id
+        ]
+        others = (peer for peer, one in network.members().items() if one.role == "member")
+        more = sorted(set(others) - set(announced), key=lambda peer: network.rtt(peer) or 1.0)
+        return (*announced, *more[:MAX_PROBED])
+
+    def _is_announced(self, manifest: Digest, peer: PeerId) -> bool:
+        offer = self._inventory.get(peer)
+        return offer is not None and manifest in offer.announcement.packages
+
+    # Fetching
+
+    async def fetch(
+        self,
+        package: LocalPackage,
+        paths: Iterable[str],
+        *,
+        on_demand: bool = False,
+        progress: Progress = lambda _: None,
+    ) -> None:
+        """Has these artifacts on this machine. Raises ModelError and Unavailable."""
+        manifest = package.ref.manifest
+        lock = self._turns.setdefault(manifest, trio.Lock())
+        try:
+            async with lock:
+                while missing := _distinct(package.missing(paths)):
+                    if on_demand:
+                        self._check_allowed(package)
+                    await self._fetch(package, missing, progress)
+        finally:
+            if not lock.locked() and not lock.statistics().tasks_waiting:
+                self._turns.pop(manifest, None)
+        progress(1.0)
+
+    async def _fetch(
+        self, package: LocalPackage, missing: Sequence[Artifact], progress: Progress
+    ) -> None:
+        size = sum(one.artifact_bytes for one in missing)
+        await self._check_disk(package, size)
+        fetching = self._fetching[package.ref.manifest] = self._plan(package, missing)
+        name, count = package.manifest.model_id, len(missing)
+        self._journal.info(
+            "artifacts_fetching", f"fetching {count} parts of {name}, {size / 1e9:.2f} GB",
+            model=name, manifest=package.ref.manifest, parts=count, size_bytes=size,
+        )  # fmt: skip
+        self._reserved += size
+        try:
+            await self._with_reports(fetching, package, progress)
+        except MeshError as error:
+            self._journal.warning(
+                "artifacts_failed", f"the parts of {name} are not all here: {error}", model=name,
+                manifest=package.ref.manifest, reason=str(error),
+            )  # fmt: skip
+            raise
+        finally:
+            self._reserved -= size
+            del self._fetching[package.ref.manifest]
+        seconds = trio.current_time() - fetching.started
+        self._journal.info(
+            "artifacts_fetched", f"{count} parts of {name} are here, after {seconds:.1f} s",
+            model=name, manifest=package.ref.manifest, parts=count, size_bytes=size,
+            seconds=round(seconds, 3), from_peers=len(fetching.senders),
+        )  # fmt: skip
+        self._changed()
+
+    def _plan(self, package: LocalPackage, missing: Sequence[Artifact]) -> Fetching:
+        manifest, network = package.ref.manifest, self._network
+        return Fetching(
+            package,
+            missing,
+            seek=lambda: self._candidates(manifest),
+            is_announced=lambda peer: self._is_announced(manifest, peer),
+            open_line=network.artifacts.open if network else _nobody,
+            rng=self._rng,
+            journal=self._journal,
+        )
+
+    async def _with_reports(
+        self, fetching: Fetching, package: LocalPackage, progress: Progress
+    ) -> None:
+        with bare():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._report, fetching, progress)
+                await fetching.run()
+                await self._from_hub(fetching, package)
+                nursery.cancel_scope.cancel()
+
+    async def _from_hub(self, fetching: Fetching, package: LocalPackage) -> None:
+        """What no peer has sent."""
+        left = package.missing(one.path for one in fetching.files)
+        if left and not package.ref.hub:
+            raise Unavailable(
+                f"no peer serves {left[0].path} of {package.manifest.model_id}, and it is "
+                "published nowhere"
+            )
+        for one in left:
+            file = await self._hub.download(
+                read_hub(package.ref.hub), one.path, progress=fetching.by_hub(one)
+            )
+            await package.adopt(one.path, file)
+
+    async def _report(self, fetching: Fetching, progress: Progress) -> None:
+        name, said = fetching.package.manifest.model_id, trio.current_time()
+        while True:
+            progress(fetching.share)
+            await trio.sleep(LOOK)
+            if trio.current_time() - said < REPORT:
+                continue
+            said = trio.current_time()
+            self._journal.info(
+                "artifacts_progress",
+                f"{name}: {fetching.share:.0%} of {fetching.total / 1e9:.2f} GB, "
+                f"{fetching.rate / 1e6:.0f} MB/s",
+                model=name, progress=round(fetching.share, 3), rate=round(fetching.rate),
+            )  # fmt: skip
+
+    async def _check_disk(self, package: LocalPackage, size: int) -> None:
+        limit = self._settings.disk_limit
+        if limit is None:
+            return
+        taken = await self._packages.usage() + self._reserved
+        if taken + size > limit:
+            raise ModelError(
+                f"the parts of {package.manifest.model_id} take {size / 1e9:.2f} GB, and "
+                f"{taken / 1e9:.2f} of {limit / 1e9:.2f} GB are taken: raise --max-disk, or clean "
+                "up with `meshnode package prune`"
+            )
+
+    def _check_allowed(self, package: LocalPackage) -> None:
+        names = (package.manifest.model_id, package.ref.hub)
+        digests = (package.ref.manifest, package.manifest.source.sha256)
+        for one in self._settings.fetch_allow:
+            if any(name and fnmatchcase(name, one) for name in names):
+                return
+            if _DIGEST.fullmatch(one) and any(digest.startswith(one) for digest in digests):
+                return
+        raise ModelError(
+            f"nobody here asked for {package.manifest.model_id} by name, and --fetch-allow does "
+            "not name it: its parts are not fetched"
+        )
+
+    def status(self) -> list[dict[str, Any]]:
+        """What is being fetched now, as plain values."""
+        return [
+            {
+                "model": one.package.manifest.model_id,
+                "manifest": manifest,
+                "done_bytes": one.done,
+                "total_bytes": one.total,
+                "rate": round(one.rate),
+                "from": sorted(one.senders),
+            }
+            for manifest, one in self._fetching.items()
+        ]
+
+
+def _distinct(files: Iterable[Artifact]) -> tuple[Artifact, ...]:
+    """One of those that have the same content; the others come in another round."""
+    return tuple({one.sha256: one for one in files}.values())
+
+
+def _nobody(peer: PeerId) -> Any:
+    raise Unavailable("this node is not connected yet", retry_after=1.0)

@@ -1,0 +1,328 @@
+"""Packages between nodes: what is served, to whom, and how what is missing gets here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from p2p_mesh.core.inventory import Inventory, read
+from p2p_mesh.core.names import Digest
+from p2p_mesh.core.package import PackageRef
+from p2p_mesh.core.records import ModelFile
+from p2p_mesh.errors import ModelError, Unavailable
+from p2p_mesh.journal import Entry, Journal
+from p2p_mesh.node.artifacts import Artifacts
+from p2p_mesh.serve.hub import Hub
+from p2p_mesh.serve.package.blob import Job
+from p2p_mesh.serve.package.build import build
+from p2p_mesh.serve.package.packages import Packages
+from p2p_mesh.serve.store import Digests
+from p2p_mesh.settings import Settings
+from p2p_mesh.testing.hub import serve_hub
+from p2p_mesh.testing.members import Mesh, Node, opened, until
+from p2p_mesh.testing.models import write_model
+from p2p_mesh.testing.network import MemoryNetwork
+
+
+class Site:
+    """A node's network, its packages, and what it has loaded."""
+
+    def __init__(self, node: Node, folder: Path, **settings: Any) -> None:
+        self.node = node
+        self.inventory = Inventory()
+        self.entries: list[Entry] = []
+        self.loaded: list[ModelFile] = []
+        self.files: list[ModelFile] = []
+        self.digests = Digests(folder / "digests.json")
+        self.packages = Packages(folder / "packages", self.digests)
+        self.artifacts = Artifacts(
+            Settings(**settings),
+            self.packages,
+            Hub(folder / "hub"),
+            inventory=self.inventory,
+            files=lambda: self.files,
+            loaded=lambda: self.loaded,
+            rng=Random(1),
+            journal=Journal(self.entries.append),
+            changed=lambda: None,
+        )
+
+    def events(self) -> list[str]:
+        return [one.event for one in self.entries]
+
+
+Sites = tuple[Site, Site]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ModelFile:
+    return write_model(tmp_path / "tiny.gguf")
+
+
+@asynccontextmanager
+async def sites(folder: Path, first: Any = None, second: Any = None) -> AsyncIterator[Sites]:
+    """Two nodes that are connected. No virtual clock: what they do to files is done in threads."""
+    wire, mesh = MemoryNetwork(0.0), Mesh()
+    one = Site(mesh.node(), folder / "one", **(first or {}))
+    other = Site(mesh.node(), folder / "other", **(second or {}))
+    async with (
+        opened(one.node, transport=wire.transport()),
+        opened(other.node, transport=wire.transport(), seeds=one.node.seeds()),
+        trio.open_nursery() as nursery,
+    ):
+        for site in (one, other):
+            site.artifacts.attach(site.node.net)
+            nursery.start_soon(site.artifacts.library.run)
+        await until(lambda: one.node.came and other.node.came)
+        yield one, other
+        nursery.cancel_scope.cancel()
+
+
+async def test_package_comes_from_a_peer_by_its_reference(tmp_path: Path, model: ModelFile) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        ours = await other.artifacts.package(theirs.ref)
+        assert ours.manifest == theirs.manifest
+        assert ours.metadata.read_bytes()[:4] == b"GGUF"
+        wanted = [ours.manifest.layers[1].path, ours.manifest.output.path]
+        shares: list[float] = []
+        paths = await ours.fetch(wanted, shares.append)
+        assert len(paths) == 2
+        assert shares[-1] == 1.0
+        assert not ours.package.missing([ours.manifest.metadata.path, *wanted])
+        assert ours.package.missing([ours.manifest.layers[0].path])
+        assert other.events().count("artifacts_fetched") == 2
+        assert other.artifacts.status() == []
+
+
+async def test_what_was_fetched_is_served_on(tmp_path: Path, model: ModelFile) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        ours = await other.artifacts.package(theirs.ref)
+        held = other.artifacts.library.held(ours.ref.manifest)
+        assert set(held) == {ours.ref.manifest, ours.ref.pieces, ours.manifest.metadata.sha256}
+        assert other.artifacts.library.announced() == (ours.ref.manifest,)
+
+
+async def test_nothing_is_served_that_nobody_uses(tmp_path: Path, model: ModelFile) -> None:
+    async with sites(tmp_path) as (one, other):
+        used = await one.artifacts.package(model)
+        ref = used.ref
+        assert one.artifacts.library.find(Digest(used.manifest.output.sha256)) is not None
+        del used
+        assert one.artifacts.library.announced() == ()
+        assert one.artifacts.library.held(ref.manifest) == ()
+        assert one.artifacts.library.find(ref.manifest) is None
+        with pytest.raises(Unavailable, match="nobody of this mesh serves it"):
+            await other.artifacts.package(ref)
+
+
+async def test_shared_package_is_served_though_nothing_is_loaded(
+    tmp_path: Path, model: ModelFile
+) -> None:
+    async with sites(tmp_path, {"share": (model.path,)}) as (one, other):
+        await until(one.artifacts.library.announced)
+        (manifest,) = one.artifacts.library.announced()
+        (package,) = one.packages.held()
+        assert package.ref.manifest == manifest
+        found = await other.artifacts.package(package.ref)
+        assert found.manifest == package.manifest
+
+
+async def test_share_that_is_no_package_is_told(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"nonsense")
+    async with sites(tmp_path, {"share": (str(tmp_path / "bad.gguf"), "/nowhere")}) as (one, _):
+        await until(lambda: one.events().count("share_failed") == 2)
+        assert one.artifacts.library.announced() == ()
+
+
+async def test_loaded_model_is_served_once_there_is_somebody(
+    tmp_path: Path, model: ModelFile
+) -> None:
+    async with sites(tmp_path) as (one, other):
+        one.loaded.append(model)
+        one.artifacts.library.wake()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert one.artifacts.library.announced() == ()
+        for site in (one, other):
+            envelope = await site.node.announce()
+            one.inventory.apply(read(envelope, site.node.mesh_key, site.node.now()))
+        one.artifacts.library.wake()
+        await until(one.artifacts.library.announced)
+        one.loaded.clear()
+        one.artifacts.library.wake()
+        await until(lambda: not one.artifacts.library.announced())
+
+
+async def test_loaded_file_that_is_no_package_is_looked_at_once(
+    tmp_path: Path, model: ModelFile
+) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(b"nonsense")
+    async with sites(tmp_path) as (one, other):
+        one.loaded.append(model)
+        for site in (one, other):
+            envelope = await site.node.announce()
+            one.inventory.apply(read(envelope, site.node.mesh_key, site.node.now()))
+        for _ in range(3):
+            one.artifacts.library.wake()
+            await until(lambda: "no_package" in one.events())
+        assert one.events().count("no_package") == 1
+
+
+async def test_nothing_is_served_or_asked_where_it_is_off(tmp_path: Path, model: ModelFile) -> None:
+    async with sites(tmp_path, {"artifacts": "off", "share": (model.path,)}) as (one, other):
+        theirs = await one.artifacts.package(model)
+        assert one.artifacts.library.announced() == ()
+        with pytest.raises(Unavailable):
+            await other.artifacts.package(theirs.ref)
+    async with sites(tmp_path / "again", None, {"artifacts": "off"}) as (one, other):
+        theirs = await one.artifacts.package(model)
+        with pytest.raises(Unavailable, match="nobody"):
+            await other.artifacts.package(theirs.ref)
+
+
+async def test_own_file_of_the_same_content_is_taken(tmp_path: Path, model: ModelFile) -> None:
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes((tmp_path / "tiny.gguf").read_bytes())
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        digest = await other.digests.of(copy)
+        other.files.append(msgspec.structs.replace(model, path=str(copy), digest=digest))
+        ours = await other.artifacts.package(theirs.ref)
+        assert await ours.fetch([theirs.manifest.layers[0].path]) == (copy,)
+        assert "artifacts_fetching" not in other.events()
+
+
+async def test_piece_that_is_spoilt_is_not_taken(tmp_path: Path, model: ModelFile) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        ours = await other.artifacts.package(theirs.ref)
+        layer = theirs.manifest.layers[0]
+        blob = theirs.package.blob(layer.path)
+        assert blob is not None
+        spoilt = blob.read(0, blob.size - 1) + b"x"
+        find = one.artifacts.library.find
+        lie: Any = type("Lie", (), {"size": len(spoilt), "read": lambda *_: _give(spoilt)})()
+        lying: Any = one.artifacts.library
+        lying.find = lambda sha: lie if sha == layer.sha256 else find(sha)
+        with pytest.raises(Unavailable, match="published nowhere"):
+            await ours.fetch([layer.path])
+        assert "artifacts_bad_peer" in other.events()
+        assert "artifacts_failed" in other.events()
+        assert other.node.events("bad_peer")
+        assert ours.package.missing([layer.path])
+
+
+async def _give(data: bytes) -> bytes:
+    return data
+
+
+async def test_file_that_changed_is_not_sent(tmp_path: Path, model: ModelFile) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        ours = await other.artifacts.package(theirs.ref)
+        write_model(Path(model.path), seed=7)
+        with pytest.raises(Unavailable, match="published nowhere"):
+            await ours.fetch([theirs.manifest.layers[0].path])
+
+
+async def test_disk_has_a_limit(tmp_path: Path, model: ModelFile) -> None:
+    async with sites(tmp_path, None, {"max_disk": 0.000_04}) as (one, other):
+        theirs = await one.artifacts.package(model)
+        ours = await other.artifacts.package(theirs.ref)
+        with pytest.raises(ModelError, match="raise --max-disk"):
+            await ours.fetch([one.path for one in theirs.manifest.artifacts])
+
+
+@pytest.mark.parametrize(
+    ("allow", "is_right"),
+    [
+        (lambda ref, manifest: manifest.model_id, True),
+        (lambda ref, manifest: manifest.model_id[:2] + "*", True),
+        (lambda ref, manifest: ref.manifest[:8], True),
+        (lambda ref, manifest: manifest.source.sha256, True),
+        (lambda ref, manifest: ref.manifest[:7], False),
+        (lambda ref, manifest: "other", False),
+    ],
+)
+async def test_demand_alone_fetches_what_is_allowed(
+    tmp_path: Path, model: ModelFile, allow: Callable[[Any, Any], str], is_right: bool
+) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        other.artifacts._settings = Settings(fetch_allow=(allow(theirs.ref, theirs.manifest),))
+        if is_right:
+            await other.artifacts.package(theirs.ref, on_demand=True)
+        else:
+            with pytest.raises(ModelError, match="--fetch-allow"):
+                await other.artifacts.package(theirs.ref, on_demand=True)
+            await other.artifacts.package(theirs.ref)
+
+
+async def test_two_who_want_the_same_fetch_it_once(tmp_path: Path, model: ModelFile) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        ours = await other.artifacts.package(theirs.ref)
+        before = other.events().count("artifacts_fetched")
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(ours.fetch, [theirs.manifest.layers[0].path])
+        assert other.events().count("artifacts_fetched") == before + 1
+
+
+async def test_hub_gives_what_no_peer_has(
+    tmp_path: Path, model: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "built"
+    digests = Digests(tmp_path / "digests.json")
+    build(Path(model.path), folder, projectors=(), digests=digests, job=Job())
+    with serve_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        commit = hub.publish("test/tiny", folder)
+        async with sites(tmp_path) as (one, other):
+            theirs = await one.packages.opened(folder)
+            ref = PackageRef(
+                manifest=theirs.ref.manifest, pieces=theirs.ref.pieces,
+                hub=f"hf://test/tiny@{commit}",
+            )  # fmt: skip
+            await other.packages.add(ref, theirs.manifest_bytes, theirs.pieces_bytes)
+            ours = await other.artifacts.package(ref)
+            layer = ours.manifest.layers[0].path
+            (path,) = await ours.fetch([layer])
+            assert path.read_bytes() == (folder / layer).read_bytes()
+
+
+async def test_long_fetch_is_told_of(
+    tmp_path: Path, model: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        ours = await other.artifacts.package(theirs.ref)
+        monkeypatch.setattr("p2p_mesh.node.artifacts.REPORT", 0.0)
+        monkeypatch.setattr("p2p_mesh.node.artifacts.LOOK", 0.01)
+        find = one.artifacts.library.find
+        go_on = trio.Event()
+
+        async def wait(offset: int, length: int) -> bytes:
+            await go_on.wait()
+            raise Unavailable("no more")
+
+        slow: Any = type("Slow", (), {"size": 10, "read": staticmethod(wait)})()
+        layer = theirs.manifest.layers[0]
+        lying: Any = one.artifacts.library
+        lying.find = lambda sha: slow if sha == layer.sha256 else find(sha)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ours.fetch, [layer.path])
+            await until(lambda: "artifacts_progress" in other.events())
+            (status,) = other.artifacts.status()
+            assert (status["model"], status["done_bytes"]) == (theirs.manifest.model_id, 0)
+            assert status["total_bytes"] == layer.artifact_bytes
+            nursery.cancel_scope.cancel()
+        assert other.artifacts.status() == []
