@@ -10,7 +10,7 @@ from pathlib import Path
 
 from figures import conclude, run
 
-NAMES = ("light", "engine", "mesh", "idle")
+NAMES = ("light", "engine", "mesh", "idle", "artifacts", "split", "splitproof")
 
 
 def main() -> int:
