@@ -244,14 +244,14 @@ def _prefill_figures(found: Sequence[Pair[float]]) -> Iterator[Figure]:
     yield Figure("prefill_rate", usual, "tok/s")
 
 
-def random_model(cache: Path, say: Callable[[str], None]) -> Path:
-    """The random model of SHAPE; written where it is missing."""
-    path = cache / f"random-{SHAPE.layers}x{SHAPE.width}x{SHAPE.feed}.gguf"
-    say(f"{path.stem}: {_parameters(SHAPE) / 1e6:.0f} million parameters, Q8_0")
+def random_model(cache: Path, say: Callable[[str], None], shape: Shape = SHAPE) -> Path:
+    """The random model of a shape; written where it is missing."""
+    path = cache / f"random-{shape.layers}x{shape.width}x{shape.feed}.gguf"
+    say(f"{path.stem}: {_parameters(shape) / 1e6:.0f} million parameters, Q8_0")
     if not path.exists():
         say("writing it, once")
         part = path.with_suffix(".part")
-        write_model(part, shape=SHAPE, endless=True)
+        write_model(part, shape=shape, endless=True)
         part.rename(path)
     return path
 

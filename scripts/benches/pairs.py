@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from itertools import count
@@ -70,17 +70,31 @@ class Turns:
             results = {}
             for side in sorted((0, 1), reverse=number % 2 == 1):
                 async with sides[side]() as server:
-                    results[side] = await self._run(server, run, f"{what} {number}")
+                    once = partial(run, server)
+                    results[side] = await self._undisturbed(once, f"{what} {number}")
             found.append((results[0], results[1]))
         return found
 
-    async def _run(self, server: Server, run: Run[T], name: str) -> T:
-        """Both servers get the same texts, but each try other ones: what was read once need not
+    async def rounds(
+        self, what: str, sides: Mapping[str, Callable[[Random], Awaitable[T]]], times: int
+    ) -> list[dict[str, T]]:
+        """What each side gives, so many times; their order turns round each time."""
+        found: list[dict[str, T]] = []
+        for number in range(times):
+            self.say(f"{what}: round {number + 1} of {times}")
+            results = {}
+            for side in sorted(sides, reverse=number % 2 == 1):
+                results[side] = await self._undisturbed(sides[side], f"{what} {number}")
+            found.append(results)
+        return found
+
+    async def _undisturbed(self, run: Callable[[Random], Awaitable[T]], name: str) -> T:
+        """All sides get the same texts, but each try other ones: what was read once need not
         be read again.
         """
         start, done = time.monotonic(), count()
         most = self._tries if self._spare > 0 else 1
-        result = await undisturbed(lambda: run(server, Random(f"{name} {next(done)}")), tries=most)
+        result = await undisturbed(lambda: run(Random(f"{name} {next(done)}")), tries=most)
         runs = next(done)
         self._spare -= (time.monotonic() - start) * (runs - 1) / runs
         return result

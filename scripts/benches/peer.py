@@ -1,4 +1,4 @@
-"""llama.cpp's own server, as what we are measured against: built once, and run.
+"""llama.cpp's own programs, as what we are measured against: built once, and run.
 
 It comes from the sdist of the very llama-cpp-python that is installed here, so that both compute
 with the same code. The options it runs with are those under which it is fastest in what we
@@ -7,6 +7,7 @@ measure; what is left at its default is at the same default in ours.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,10 +17,11 @@ import sys
 import tarfile
 import venv
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal, get_args
 
 import trio
 from load import Server
@@ -28,11 +30,13 @@ PACKAGE = "llama-cpp-python"
 LOADING = 60.0
 """Seconds that a server has to load its model."""
 
-_TARGETS = ("llama-server", "llama-bench")
+Program = Literal["llama-server", "llama-bench", "ggml-rpc-server", "test-llama-archs"]
+_PROGRAMS: tuple[Program, ...] = get_args(Program)
 _OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DLLAMA_CURL=OFF",
-    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_TESTS=ON",  # test-llama-archs, which writes a model of each architecture
+    "-DGGML_RPC=ON",
     "-DLLAMA_BUILD_UI=OFF",
     "-DBUILD_SHARED_LIBS=OFF",
 )
@@ -49,18 +53,18 @@ class Terms:
     slots: int
 
 
-async def build(cache: Path, say: Callable[[str], None]) -> Path:
-    """llama-server in the cache folder; made there where it is missing."""
+async def build(cache: Path, say: Callable[[str], None], program: Program = "llama-server") -> Path:
+    """A program of llama.cpp's in the cache folder; all are made there where one is missing."""
     folder = cache / f"llama.cpp-{version(PACKAGE)}"
     programs = folder / "build" / "bin"
-    if not all((programs / name).exists() for name in _TARGETS):
-        say("building llama-server, once: about 10 minutes on 2 cores")
+    if not all((programs / name).exists() for name in _PROGRAMS):
+        say("building llama.cpp's programs, once: about 10 minutes on 2 cores")
         folder.mkdir(parents=True, exist_ok=True)
         path = await _tools(cache / "tools")
         if not (folder / "source").exists():
             await _fetch(folder)
         await _compile(folder, path)
-    return programs / _TARGETS[0]
+    return programs / program
 
 
 async def _tools(folder: Path) -> str:
@@ -93,7 +97,7 @@ def _unpack(folder: Path) -> None:
 async def _compile(folder: Path, path: str) -> None:
     source, target = str(folder / "source/vendor/llama.cpp"), str(folder / "build")
     await _run(["cmake", "-S", source, "-B", target, "-G", "Ninja", *_OPTIONS], path)
-    await _run(["cmake", "--build", target, "--target", *_TARGETS], path)
+    await _run(["cmake", "--build", target, "--target", *_PROGRAMS], path)
 
 
 async def _run(command: Sequence[str], path: str) -> None:
@@ -131,6 +135,48 @@ async def run_server(program: Path, terms: Terms, log: Path) -> AsyncIterator[Se
             process.kill()
             with trio.CancelScope(shield=True):
                 await process.wait()
+
+
+@asynccontextmanager
+async def run_rpc(program: Path, log: Path) -> AsyncIterator[str]:
+    """A ggml-rpc-server with one thread on the CPU; its address."""
+    port = _free_port()
+    with log.open("wb") as output:
+        process = await trio.lowlevel.open_process(
+            [str(program), "--host", "127.0.0.1", "--port", str(port), "--threads", "1",
+             "--device", "CPU"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )  # fmt: skip
+        try:
+            await _listening(port)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+
+
+async def bench_rate(program: Path, model: Path, tokens: int, *more: str) -> float:
+    """Tokens a second that llama-bench writes with one thread. RuntimeError if it does not."""
+    command = [
+        str(program), "--model", str(model), "--threads", "1", "--n-prompt", "0",
+        "--n-gen", str(tokens), "--repetitions", "1", "--output", "json", *more,
+    ]  # fmt: skip
+    done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"llama-bench ended: {done.stderr[-2000:].decode(errors='replace')}")
+    return float(json.loads(done.stdout)[0]["avg_ts"])
+
+
+async def _listening(port: int) -> None:
+    with trio.fail_after(LOADING):
+        while True:
+            with suppress(OSError):
+                async with await trio.open_tcp_stream("127.0.0.1", port):
+                    return
+            await trio.sleep(0.05)
 
 
 def _end_of(log: Path) -> str:

@@ -142,13 +142,14 @@ def test_a_figure_is_held_to_its_bound() -> None:
     assert not figures.Figure("ratio", 0.96, "", ">=", 0.97).holds
 
 
-async def test_a_built_server_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["llama-server", "ggml-rpc-server", "test-llama-archs"])
+async def test_a_built_program_is_found(tmp_path: Path, name: str) -> None:
     programs = tmp_path / f"llama.cpp-{version('llama-cpp-python')}" / "build/bin"
     programs.mkdir(parents=True)
-    for name in ("llama-server", "llama-bench"):
-        (programs / name).touch()
+    for one in ("llama-server", "llama-bench", "ggml-rpc-server", "test-llama-archs"):
+        (programs / one).touch()
     said: list[str] = []
-    assert await peer.build(tmp_path, said.append) == programs / "llama-server"
+    assert await peer.build(tmp_path, said.append, name) == programs / name
     assert said == []
 
 
