@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from random import Random
 from typing import Any
@@ -26,6 +26,7 @@ from p2p_mesh.net.admission import Admission, Holder, Ourselves
 from p2p_mesh.net.answering import Answers
 from p2p_mesh.net.artifacts import Artifacts
 from p2p_mesh.net.control import Control
+from p2p_mesh.net.foreign import Foreign
 from p2p_mesh.net.gossip import MAX_MESSAGE, Gossip, Receive
 from p2p_mesh.net.groups import bare
 from p2p_mesh.net.handlers import Handlers
@@ -69,7 +70,6 @@ class Network:
         self._is_closing = False
         self._dialing: dict[PeerId, trio.Lock] = {}
         self._expecting: dict[PeerId, set[trio.CancelScope]] = {}
-        self._foreign: dict[PeerId, set[wires.Drained]] = {}
         offences = Offences(journal)
         self._membership = trio.CancelScope()
         self._revocations = Revocations(
@@ -112,6 +112,8 @@ class Network:
         )
         Answers(self._protocols, handlers, journal)
         self.artifacts = Artifacts(self._protocols, offences, self._using, self._alive)
+        self._foreign = Foreign(self._protocols, self._using)
+        self.open_stream, self.serve_protocol = self._foreign.open, self._foreign.serve
         self.control = Control(self._protocols, host.peer_id, clock)
         self._peers = Peers(
             host.peer_id, seeds, self.members(), self.connect, journal=journal, rng=rng
@@ -281,36 +283,6 @@ class Network:
         async with self._using(peer):
             return await self._questions.query(peer, query)
 
-    @asynccontextmanager
-    async def open_stream(
-        self, peer: PeerId, protocol: str, limit: int = wires.FOREIGN_LIMIT
-    ) -> AsyncIterator[wires.Drained]:
-        """A stream of a backend's own protocol to a member. Raises Unavailable."""
-        opening = self._protocols.open(peer, wires.Protocol(protocol, limit))
-        async with self._using(peer), opening as stream, wires.drained(stream) as frames:
-            streams = self._foreign.setdefault(peer, set())
-            streams.add(frames)
-            try:
-                yield frames
-            finally:
-                streams.discard(frames)
-                if not streams:
-                    self._foreign.pop(peer, None)
-
-    def serve_protocol(
-        self,
-        protocol: str,
-        serve: Callable[[wires.Drained, Member], Awaitable[None]],
-        limit: int = wires.FOREIGN_LIMIT,
-    ) -> None:
-        """Answers the streams of a backend's own protocol that members open."""
-
-        async def attend(stream: wires.Stream, member: Member) -> None:
-            async with wires.drained(stream) as frames:
-                await serve(frames, member)
-
-        self._protocols.serve(wires.Protocol(protocol, limit), attend)
-
     async def expel(self, peer: PeerId, reason: str) -> None:
         """Drops a peer at once, as after a revocation."""
         await self._admission.expel(peer, reason)
@@ -334,8 +306,7 @@ class Network:
         """Ends what is under way with a peer: it gives no sign of life."""
         self._questions.fail(peer, error)
         self.artifacts.fail(peer, error)
-        for frames in tuple(self._foreign.get(peer, ())):
-            frames.fail(error)
+        self._foreign.fail(peer, error)
 
     def _alive(self, peer: PeerId) -> None:
         """A frame of an answer came."""

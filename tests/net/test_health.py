@@ -74,19 +74,6 @@ async def test_frozen_peer_in_use_breaks_its_answers_soon(
         assert second.peer_id in first.suspects
 
 
-async def test_frozen_peer_ends_the_streams_of_backends(autojump_clock: Clock) -> None:
-    async def rest(stream: Any, member: Any) -> None:
-        await trio.sleep_forever()
-
-    town = Town()
-    async with town.open() as (first, second, machine):
-        second.net.serve_protocol("plugin/rest", rest)
-        async with first.net.open_stream(second.peer_id, "plugin/rest") as stream:
-            town.wire.freeze(machine)
-            with pytest.raises(Unavailable, match="is gone"):
-                await stream.receive()
-
-
 async def test_killed_peer_is_suspect_within_a_second(autojump_clock: Clock) -> None:
     town = Town()
     async with town.open() as (first, second, machine):
