@@ -74,16 +74,5 @@ def choices(writing: int) -> list[int]:
     return sorted({math.ceil(writing / count) for count in range(1, writing + 1)}, reverse=True)
 
 
-def best(writing: int, seconds: dict[int, float], stages: int) -> float:
-    """Tokens a second that the best way to cut allows, where a batch of b rows takes seconds[b]
-    over all stages together, and these are equal and cost nothing between them.
-    """
-    return max(
-        writing / max(math.ceil(writing / size) * seconds[size] / stages, seconds[size])
-        for size in choices(writing)
-        if size in seconds
-    )
-
-
 def _blend(old: float, new: float) -> float:
     return old + _SMOOTH * (min(new, _OUTLIER * old) - old)

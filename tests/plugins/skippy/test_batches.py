@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import math
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from meshnode_skippy.batches import AGAIN, TRIALS, Batches, best, choices
+from meshnode_skippy.batches import AGAIN, TRIALS, Batches, choices
 
 STEEP = {1: 11.0, 2: 27.4, 3: 34.1, 4: 37.6, 6: 49.7, 8: 54.1}
 """Milliseconds of a batch by its rows, as measured on a processor without matrix units."""
@@ -73,18 +70,3 @@ def test_one_hiccup_does_not_decide() -> None:
     batches = learned(2, {1: 1.0, 2: 3.0})
     batches.observe(1, slowest=50.0, around=100.0)
     assert batches.together(2) == 1
-
-
-def test_the_best_way_to_cut_is_computed_from_the_curve() -> None:
-    # Four sequences: as 4 in one batch, as 2 + 2, or one by one.
-    seconds = {size: STEEP[size] / 1000 for size in (1, 2, 4)}
-    assert best(4, seconds, stages=2) == pytest.approx(4 / (4 * seconds[1] / 2))
-    flat = dict.fromkeys((1, 2, 4), 0.01)
-    assert best(4, flat, stages=2) == pytest.approx(4 / 0.01)
-
-
-@given(st.integers(1, 32), st.integers(1, 4))
-def test_no_way_beats_all_stages_at_work_all_the_time(writing: int, stages: int) -> None:
-    seconds = {size: float(size) for size in choices(writing)}
-    assert best(writing, seconds, stages) <= stages + 1e-9
-    assert math.isfinite(best(writing, seconds, stages))
