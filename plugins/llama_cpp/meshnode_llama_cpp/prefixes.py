@@ -81,6 +81,8 @@ def usable(prompt: Sequence[int], held: Held, rules: Rules) -> int:
     it is asked for.
     """
     count = common(prompt[:-1], held.keys)
+    if held.live and held.highest > len(held.keys) and rules.forgets(held.highest):
+        return 0  # more is on its way into it, and could not be cut off
     if count == len(held.keys):
         return count
     if rules.forgets(held.highest):

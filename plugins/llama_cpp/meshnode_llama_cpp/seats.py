@@ -82,7 +82,7 @@ class Seats:
         if sitter is None:
             return self._gone[slot]
         seen = self._seen.get(slot)
-        if seen is None or len(seen.keys) != sitter.read:
+        if seen is None or (len(seen.keys), seen.highest) != (sitter.read, sitter.highest):
             reads = sitter.read < sitter.start
             seen = self._seen[slot] = Held(
                 keys=sitter.keys[: sitter.read],

@@ -10,8 +10,8 @@ import math
 import mmap
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,17 @@ class _Piece:
     factor: float = 1.0
 
 
-def compose(recipe: Recipe, *, metadata: Path, sources: Sequence[Path], target: Path) -> None:
+def compose(
+    recipe: Recipe,
+    *,
+    metadata: Path,
+    sources: Sequence[Path],
+    target: Path,
+    progress: Callable[[float], None] = lambda _: None,
+) -> None:
     """Writes `target`, aside and renamed when it is whole. `metadata`: a GGUF with all keys of the
-    model. Raises ModelError where a tensor is missing, or a file is none; OSError of the disk.
+    model. Raises ModelError where a tensor is missing, or a file is none; OSError of the disk; and
+    what `progress` raises, which is told the share that is written, and ends it so.
     """
     with ExitStack() as held:
         opened = [held.enter_context(_opened(path)) for path in sources]
@@ -70,7 +78,7 @@ def compose(recipe: Recipe, *, metadata: Path, sources: Sequence[Path], target: 
         found = _catalogue(opened)
         pieces = _pieces(recipe, found, _vocabulary(recipe, values))
         kept = _keys(recipe, values, _places(pieces))
-        _write(target, _architecture(values), kept, pieces)
+        _write(target, _architecture(values), kept, pieces, progress)
 
 
 @contextmanager
@@ -272,37 +280,46 @@ def _extras(values: Mapping[str, _Key], places: Mapping[str, str]) -> dict[str, 
 
 
 def _write(
-    target: Path, architecture: str, kept: Mapping[str, _Key], pieces: Sequence[_Piece]
+    target: Path,
+    architecture: str,
+    kept: Mapping[str, _Key],
+    pieces: Sequence[_Piece],
+    progress: Callable[[float], None],
 ) -> None:
     aside = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         writer = gguf.GGUFWriter(aside, architecture)
-        for name, key in kept.items():
-            writer.add_key_value(name, key.value, key.type, key.element)
-        for one in pieces:
-            writer.add_tensor_info(
-                one.name, one.shape[::-1], np.dtype(np.float32), one.size, raw_dtype=one.type
-            )
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        _fill(writer, pieces)
-        writer.close()
+        with closing(writer):
+            for name, key in kept.items():
+                writer.add_key_value(name, key.value, key.type, key.element)
+            for one in pieces:
+                writer.add_tensor_info(
+                    one.name, one.shape[::-1], np.dtype(np.float32), one.size, raw_dtype=one.type
+                )
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            _fill(writer, pieces, progress)
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _fill(writer: gguf.GGUFWriter, pieces: Sequence[_Piece]) -> None:
+def _fill(
+    writer: gguf.GGUFWriter, pieces: Sequence[_Piece], progress: Callable[[float], None]
+) -> None:
     assert writer.fout is not None
     [file] = writer.fout
     align = writer.data_alignment
     at = -(-file.tell() // align) * align
+    total, done = sum(one.size for one in pieces if one.source is not None), 0
     for one in pieces:
         if one.source is not None:
             file.seek(at)
             for chunk in _chunks(one):
                 file.write(chunk)
+                done += len(chunk)
+                progress(done / total)
         at += -(-one.size // align) * align
     file.truncate(at)
 

@@ -68,7 +68,8 @@ class Coordinator(Writing):
             rules=rules(model, command),
             rows=limits(command).rows,
             outputs=min(limits(command).rows, max(command.slots, OUTPUTS)),
-            state_size=lambda slot: state_size(slot) * command.stages,
+            vocabulary=model.token_count,
+            state_size=lambda slot: state_size(slot) * command.total // command.layers,
             clock=clock,
         )
         decoder = Decoder(
@@ -90,7 +91,19 @@ class Coordinator(Writing):
         self._decoder.restart()
 
     def hear(self, result: Result) -> None:
+        """Raises RemoteError for one that nobody asked for: nothing goes out before a restart."""
         self._ring.hear(result)
+
+    def give_up(self) -> bool:
+        """Whether a batch was lost on its way; nothing goes out before a restart then."""
+        if not self._ring.is_stuck():
+            return False
+        self._ring.lose()
+        return True
+
+    @property
+    def is_flying(self) -> bool:
+        return self._ring.is_flying
 
     @property
     def sent(self) -> int:

@@ -8,9 +8,9 @@ Theory of operation:
    that the ring is up. Only then is there an engine.
 2. Who could not do its part is left out of the next plan, some times.
 3. A stage whose lease ended, for whatever reason, is replaced alone: by its own node where only its
-   worker died, else by whom the planner names. The other stages stay loaded, and keep nothing of
-   what they read: the ring is joined anew in all its links, with the next epoch, and the first
-   stage reads again what it was answering.
+   worker died, else by whom the planner names. No node is tried twice until the ring is whole. The
+   other stages stay loaded, and keep nothing of what they read: the ring is joined anew in all its
+   links, with the next epoch, and the first stage reads again what it was answering.
 4. A link that broke by itself is made anew. Where that fails some times, the stage that cannot be
    reached counts as lost.
 5. The first stage's end is the engine's end, and so is a stage that nobody can take over.
@@ -27,6 +27,7 @@ from functools import partial
 import trio
 from meshnode_llama_cpp.engine import alone
 
+from meshnode_skippy import news
 from meshnode_skippy.holder import NOTHING, Holder, Own
 from meshnode_skippy.lease import Commit, Prepare
 from meshnode_skippy.process import StageProcess
@@ -77,6 +78,8 @@ class Ring:
         self._alarm = trio.Event()
         self._is_open = False
         self._mended: deque[float] = deque(maxlen=MENDS)
+        self._tried: set[PeerId] = set()
+        """Who has failed since the ring was whole."""
 
     @property
     def process(self) -> StageProcess:
@@ -213,8 +216,7 @@ class Ring:
             await trio.sleep(SETTLE)
             self._alarm = trio.Event()
             try:
-                while not self._is_whole():
-                    self._count()
+                if not self._is_whole():
                     await self._mend()
             except MeshError as error:
                 await self._end(str(error))
@@ -231,9 +233,21 @@ class Ring:
         return all(seat.end is None and seat.is_running for seat in self.seats)
 
     async def _mend(self) -> None:
-        while lost := self._lost():
-            await self._replace(lost)
-        await self._join()
+        begun, before = trio.current_time(), self.plan.places
+        while not self._is_whole():
+            self._count()
+            while lost := self._lost():
+                await self._replace(lost)
+            self._tell_parted()
+            await self._join()
+        self._tried.clear()
+        taken = [place for place in self.plan.places if place not in before]
+        news.whole(self._mesh, self._load.model.id, trio.current_time() - begun, taken)
+
+    def _tell_parted(self) -> None:
+        reason = next((one.reason for one in self.seats if one.broken >= self._epoch), "")
+        if reason:
+            news.parted(self._mesh, self._load.model.id, reason)
 
     async def _end(self, reason: str) -> None:
         try:
@@ -248,10 +262,12 @@ class Ring:
         stage = lost.asked.stage
         if stage == 0:
             raise lost.end
-        is_alive = isinstance(lost.end, EngineDied)
-        tried = set() if is_alive else {lost.place.peer}
-        place = lost.place if is_alive else self._successor(lost, tried)
+        news.lost(self._mesh, lost.place, self._load.model.id, _worded(lost))
+        is_alive = isinstance(lost.end, EngineDied) and lost.place.peer not in self._tried
+        self._tried.add(lost.place.peer)
+        place = lost.place if is_alive else self._successor(lost)
         while True:
+            self._tried.add(place.peer)
             seat = self._take(place, stage)
             await seat.prepare()
             await seat.load()
@@ -259,17 +275,16 @@ class Ring:
                 self.seats[stage] = seat
                 self.plan = self.plan.with_place(stage, place)
                 return
-            tried.add(place.peer)
-            place = self._successor(lost, tried)
+            place = self._successor(lost)
 
-    def _successor(self, lost: Seat, without: set[PeerId]) -> Place:
+    def _successor(self, lost: Seat) -> Place:
         where = f"layers {lost.place.start} to {lost.place.end} were lost: {_worded(lost)}"
         if self._load.topology is not None:
             raise Unavailable(f"{where}; the plan of stages names no other node")
         found = replace(
             self.plan,
             lost.asked.stage,
-            sites(self._mesh, without=without),
+            sites(self._mesh, without=self._tried),
             most_round_trip=self._load.most_round_trip,
         )
         if isinstance(found, Impossible):

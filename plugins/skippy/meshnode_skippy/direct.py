@@ -9,6 +9,8 @@ empty: it shows that the key is known.
 from __future__ import annotations
 
 import socket
+import sys
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -26,6 +28,9 @@ KEY = 32
 PATIENCE = 1.0
 """Seconds for a connection to come about, and for its first frame."""
 
+STUCK = 30.0
+"""Seconds in which nothing of a frame goes or comes, after which a link counts as broken."""
+
 _LENGTH, _TAG, _NONCE = 4, 16, 12
 _STRANGERS = 8  # connections without the key before a listener gives up
 
@@ -37,6 +42,9 @@ class Sealed:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             connection.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        if sys.platform == "linux":  # else what is not acknowledged is sent again for minutes
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STUCK * 1000))
+        connection.settimeout(STUCK)
         self._socket = connection
         self._cipher = AESGCM(key)
         self._count = 0
@@ -48,10 +56,9 @@ class Sealed:
         """A frame of these parts. Raises OSError where the other end has gone."""
         body = self._cipher.encrypt(self._nonce(), b"".join(parts), None)
         views = [memoryview(len(body).to_bytes(_LENGTH, "little")), memoryview(body)]
-        sent = self._socket.sendmsg(views)
-        rest = _LENGTH + len(body) - sent
-        if rest:
-            self._socket.sendall(memoryview(body)[-rest:])
+        rest = _LENGTH + len(body) - self._socket.sendmsg(views)
+        while rest:
+            rest -= self._socket.send(memoryview(body)[-rest:])
 
     def receive(self) -> bytearray:
         """The next frame. Raises EOFError and OSError where the other end has gone, RemoteError
@@ -64,6 +71,24 @@ class Sealed:
             return bytearray(self._cipher.decrypt(self._nonce(), self._read(length), None))
         except InvalidTag:
             raise RemoteError("a frame that was sealed with another key") from None
+
+    def greet(self) -> bool:
+        """Whether the first frame comes in time, and shows that the other end has the key. It has
+        one length, so that a stranger cannot make this wait for more.
+        """
+        deadline, data = time.perf_counter() + PATIENCE, b""
+        try:
+            while len(data) < _LENGTH + _TAG:
+                self._socket.settimeout(max(0.001, deadline - time.perf_counter()))
+                more = self._socket.recv(_LENGTH + _TAG - len(data))
+                if not more or time.perf_counter() > deadline:
+                    return False
+                data += more
+            self._cipher.decrypt(self._nonce(), data[_LENGTH:], None)
+        except (OSError, InvalidTag):
+            return False
+        self._socket.settimeout(STUCK)
+        return int.from_bytes(data[:_LENGTH], "little") == _TAG
 
     def close(self) -> None:
         self._socket.close()
@@ -115,14 +140,9 @@ class Listener:
     def accept(self) -> Sealed | None:
         """Whoever is there, if that is the one; anybody else is hung up on."""
         connection, _ = self._socket.accept()
-        connection.settimeout(PATIENCE)
         sealed = Sealed(connection, self._key)
-        try:
-            if not sealed.receive():
-                connection.settimeout(None)
-                return sealed
-        except (OSError, EOFError, RemoteError):
-            pass
+        if sealed.greet():
+            return sealed
         self._strangers += 1
         sealed.close()
         return None
@@ -136,7 +156,6 @@ def dial(hosts: Iterable[str], port: int, key: bytes) -> Sealed | None:
     for host in hosts:
         with suppress(OSError):
             connection = socket.create_connection((host, port), PATIENCE)
-            connection.settimeout(None)
             sealed = Sealed(connection, key)
             sealed.send([b""])
             return sealed

@@ -1,5 +1,5 @@
-"""What passes between the node and the worker of a stage: the frames of a llama_cpp engine, and two
-commands of its own.
+"""What passes between the node and the worker of a stage: the frames of a llama_cpp engine, and
+some of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ class OpenStage(Struct, frozen=True, tag="open_stage"):
     context: int
     slots: int
     threads: int
+    layers: int = 1
+    """Of this stage,"""
+    total: int = 1
+    """and of all together."""
     embeddings: str | None = None
     """A GGUF file with the table of embeddings, for a first stage that is fed its rows."""
     window: int = 0
@@ -56,6 +60,10 @@ class Restart(Struct, frozen=True, tag="restart"):
     epoch: int
 
 
+class Ping(Struct, frozen=True, tag="ping"):
+    """Say that you live, between two batches."""
+
+
 class Listen(Struct, frozen=True, tag="listen"):
     """Let the worker of the stage before reach this one, with that key."""
 
@@ -72,8 +80,12 @@ class Dial(Struct, frozen=True, tag="dial"):
     key: bytes = b""
 
 
+class Pong(Struct, frozen=True, tag="pong"):
+    """The worker lives."""
+
+
 class Listening(Struct, frozen=True, tag="listening"):
-    """On that port, of all addresses; 0: not at all."""
+    """On that port; 0: not at all."""
 
     port: int
 
@@ -88,8 +100,8 @@ class Unlinked(Struct, frozen=True, tag="unlinked"):
     reason: str
 
 
-Command = OpenStage | Ask | Look | Cancel | Restart | Listen | Dial
-StageReport = Report | Listening | Dialled | Unlinked
+Command = OpenStage | Ask | Look | Cancel | Restart | Ping | Listen | Dial
+StageReport = Report | Pong | Listening | Dialled | Unlinked
 
 
 def commands() -> Frames[Command]:

@@ -4,8 +4,8 @@ Theory of operation:
 
 1. One lease is one stream. The coordinator orders, this side performs and reports (lease.py). The
    end of the stream is the end of the lease, and so is a coordinator that is silent for long, a
-   worker that dies, and a stage that waits for its ring for too long. Then worker and memory are
-   given back at once; the composed file stays in the cache.
+   worker that dies or does not say that it lives, and a stage that waits for its ring for too long.
+   Then worker and memory are given back at once; the composed file stays in the cache.
 2. The link to the next stage is a stream that this side opens, and from the stage before one that
    this side is given. Whoever opens one shows the run and the secret of the stage, which its
    coordinator told it. A newer epoch replaces the link of an older one.
@@ -25,7 +25,7 @@ import trio
 from meshnode_llama_cpp import engine
 from meshnode_llama_cpp.engine import alone
 
-from meshnode_skippy import lease, parts
+from meshnode_skippy import lease, news, parts
 from meshnode_skippy.frames import OpenStage
 from meshnode_skippy.lease import (
     Broken,
@@ -45,6 +45,7 @@ from meshnode_skippy.local import within
 from meshnode_skippy.process import WORKER, StageProcess, run_stage
 from meshnode_skippy.pump import Pump
 from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.silence import Slack
 from p2p_mesh.core.wire import decode, encode
 from p2p_mesh.errors import (
     EngineDied,
@@ -83,6 +84,7 @@ class Holder:
         self._worker = worker
         self._held: dict[tuple[bytes, int], Held] = {}
         self._leases: Counter[PeerId] = Counter()
+        self._slack = Slack()
 
     async def attend(self, stream: Stream, peer: PeerId) -> None:
         """A lease, from its `prepare` to its end."""
@@ -114,12 +116,16 @@ class Holder:
     async def _hold(self, stream: Stream, peer: PeerId, own: Own) -> None:
         asked = lease.read_prepare(await _soon(stream))
         with self._counted(peer):
-            held = Held(self._mesh, asked, stream, own, worker=self._worker, reach=self._reach)
+            held = Held(
+                self._mesh, asked, stream, own, peer=peer, worker=self._worker,
+                slack=self._slack, reach=self._reach,
+            )  # fmt: skip
             key = (asked.run, asked.stage)
             if self._held.setdefault(key, held) is not held:
                 raise Refused("that stage is held already")
             try:
                 await held.run()
+                self._slack.read(0)
             finally:
                 del self._held[key]
 
@@ -153,14 +159,18 @@ class Held:
         stream: Stream,
         own: Own,
         *,
+        peer: PeerId,
         worker: str,
+        slack: Slack,
         reach: Callable[[PeerId], AbstractAsyncContextManager[Stream]],
     ) -> None:
         self.asked = asked
         self._mesh = mesh
         self._stream = stream
         self._own = own
+        self._peer = peer
         self._worker = worker
+        self._slack = slack
         self._reach = reach
         self._terms = Terms()
         self._heard = 0
@@ -238,7 +248,7 @@ class Held:
             self._tell(Prepared(memory_bytes=memory))
             await self._next()
             async with run_stage(
-                self._command(found), progress=self._progress, worker=self._worker
+                self._command(found, model.total), progress=self._progress, worker=self._worker
             ) as process:
                 await self._serve(process)
 
@@ -250,8 +260,9 @@ class Held:
             return f"only the last of {asked.stages} stages ends with layer {total}"
         return ""
 
-    def _command(self, found: parts.Parts) -> OpenStage:
-        asked, most = self.asked, self._mesh.resources().threads
+    def _command(self, found: parts.Parts, total: int) -> OpenStage:
+        asked, own, limits = self.asked, self._own, self._mesh.limits()
+        threads = limits.threads or asked.threads or engine.threads()
         return OpenStage(
             name=asked.model,
             path=found.path,
@@ -261,15 +272,17 @@ class Held:
             stages=asked.stages,
             context=asked.context,
             slots=asked.slots,
-            threads=max(1, min(asked.threads or engine.threads(), most)),
+            threads=max(1, min(threads, self._mesh.resources().threads)),
+            layers=asked.end - asked.start,
+            total=total,
             embeddings=found.embeddings,
             window=found.window,
-            memory_limit=self._own.memory_limit,
+            memory_limit=own.memory_limit,
             kv_type=asked.kv_type,
-            gpu_layers=self._own.gpu_layers,
+            gpu_layers=limits.gpu_layers if own.gpu_layers is None else own.gpu_layers,
             deterministic=asked.deterministic,
             speculation=asked.speculation,
-            draft=self._own.draft,
+            draft=own.draft,
             wire=asked.wire,
         )
 
@@ -287,15 +300,21 @@ class Held:
         )
         self.process, process.unlinked = process, self._unlinked
         try:
-            with alone():
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._pump.run)
-                    nursery.start_soon(self._link, self._pump)
-                    reason = await process.wait_ended()
-                    nursery.cancel_scope.cancel()
+            with news.held(self._mesh, self.asked, self._peer):
+                raise EngineDied(await self._live(process, self._pump))
         finally:
             self.process = self._pump = None
-        raise EngineDied(reason)
+
+    async def _live(self, process: StageProcess, pump: Pump) -> str:
+        """Until the worker ends; why."""
+        with alone():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pump.run)
+                nursery.start_soon(self._link, pump)
+                nursery.start_soon(process.watch, self._slack)
+                reason = await process.wait_ended()
+                nursery.cancel_scope.cancel()
+        return reason
 
     async def _link(self, pump: Pump) -> None:
         """Reaches the next stage as often as it is told to."""

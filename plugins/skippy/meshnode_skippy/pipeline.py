@@ -21,12 +21,18 @@ from meshnode_llama_cpp.steps import Result as Come
 
 from meshnode_skippy.batches import Batches
 from meshnode_skippy.wire import Batch, Order, Orders, Result
-from p2p_mesh.errors import RequestError
+from p2p_mesh.errors import RemoteError, RequestError
 
 if TYPE_CHECKING:
     from meshnode_llama_cpp.media import Medium, Projector  # its import maps libmtmd
 
 MOST_FLIGHTS = 64
+
+STUCK = 60.0
+"""Seconds after which a batch that did not come around is taken for lost; or twenty times what one
+usually takes, where that is more.
+"""
+
 _SMOOTH = 0.2
 
 
@@ -111,6 +117,7 @@ class Recorder:
 @dataclass(frozen=True, slots=True)
 class _Flight:
     number: int
+    fed: tuple[Fed, ...]
     writing: int
     """Sequences that write in it; 0 where prompts are read beside."""
     sent: float
@@ -129,11 +136,12 @@ class Ring:
         rules: Rules,
         rows: int,
         outputs: int,
+        vocabulary: int,
         state_size: Callable[[int], int],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._compute, self._clock = compute, clock
-        self._stages = stages
+        self._stages, self._vocabulary = stages, vocabulary
         self.memory, self.rows = Recorder(rules, state_size), Filling(rows)
         self.outputs = outputs
         self._begins: dict[int, Start] = {}
@@ -199,7 +207,9 @@ class Ring:
         guessed = sum(len(one.guesses) for one in fed)
         reads = len(batch.slots) - guessed > writing
         is_first = not self._flights
-        self._flights.append(_Flight(self.number, 0 if reads else writing, self._clock(), is_first))
+        self._flights.append(
+            _Flight(self.number, tuple(fed), 0 if reads else writing, self._clock(), is_first)
+        )
         self._compute(batch)
         self._own += _SMOOTH * (batch.total - self._own)
 
@@ -207,9 +217,10 @@ class Ring:
         """A result came around. One of an earlier epoch is nobody's any more."""
         if result.epoch != self._epoch or not self._flights:
             return
+        if self._flights[0].number != result.number or not self._answers(result):
+            self.lose()
+            raise RemoteError(f"result {result.number} is not what was asked for")
         flight = self._flights.popleft()
-        if flight.number != result.number:
-            raise RuntimeError(f"result {result.number} came, {flight.number} was expected")
         around = self._clock() - flight.sent
         self._around += _SMOOTH * (around - self._around)
         if flight.is_first:
@@ -218,6 +229,32 @@ class Ring:
             alone = result.total + self._transit
             self._batches.observe(flight.writing, slowest=result.slowest, around=alone)
         self._come.append(Come(result.drawn, around))
+
+    def lose(self) -> None:
+        """Something was lost on the way: nothing can be made of what comes before a restart."""
+        self._epoch = 0
+
+    def is_stuck(self) -> bool:
+        """Whether a batch is gone for longer than any takes."""
+        if not (self._epoch and self._flights):
+            return False
+        return self._clock() - self._flights[0].sent > max(STUCK, 20 * self._around)
+
+    def _answers(self, result: Result) -> bool:
+        """Whether it has what the oldest batch asked for: a last stage may say anything."""
+        fed = self._flights[0].fed
+        return len(fed) == len(result.drawn) and all(
+            one.slot == asked.slot
+            and len(one.tokens) <= (len(asked.guesses) + 1 if asked.draws else 0)
+            and (bool(one.tokens) or not asked.draws or bool(one.failure))
+            and len(one.logprobs) in (0, len(one.tokens))
+            and len(one.scores) <= len(asked.targets)
+            and all(
+                0 <= token < self._vocabulary
+                for token in (*one.tokens, *(score.token for score in one.scores))
+            )
+            for asked, one in zip(fed, result.drawn, strict=True)
+        )
 
     def results(self) -> list[Come]:
         found, self._come = self._come, []

@@ -1,6 +1,8 @@
 """The worker of one stage, seen from its node: an engine process with a link to the ring beside.
 
-What the first stage's worker answers, it answers as an engine of llama_cpp does.
+What the first stage's worker answers, it answers as an engine of llama_cpp does. One that is
+frozen, or hangs in a batch, never ends by itself: so each is asked every few seconds whether it
+lives, which it answers between two batches, and one that does not is ended.
 """
 
 from __future__ import annotations
@@ -20,16 +22,22 @@ from meshnode_skippy.frames import (
     Listen,
     Listening,
     OpenStage,
+    Ping,
+    Pong,
     Restart,
     Unlinked,
     reports,
 )
+from p2p_mesh.core.silence import QUIET, Slack
 from p2p_mesh.serve.backend import Fit
 
 WORKER = "meshnode_skippy.worker"
 
 LISTENED, DIALLED = 1.0, 4.0
 """Seconds that a worker has to listen, and to dial: it may be in the middle of a batch."""
+
+PING_EVERY = 5.0
+"""Seconds from one pong to the next ping."""
 
 T = TypeVar("T")
 
@@ -70,9 +78,19 @@ class StageProcess(LlamaEngine):
         found: T | None = self._replies.pop(kind, None)
         return found
 
+    async def watch(self, slack: Slack) -> None:
+        """Ends the worker when it does not say any longer that it lives. The next one then has
+        more time: it may have been a batch that took long.
+        """
+        patience = QUIET * slack.times
+        while await self._ask(Ping(), Pong, patience) is not None:  # noqa: ASYNC110 - it has none
+            await trio.sleep(PING_EVERY)
+        slack.ended(0)
+        await self.end(f"the worker of {self._name} gave no sign of life for {patience:g} s")
+
     def _take(self, report: Any) -> None:
         match report:
-            case Listening() | Dialled():
+            case Pong() | Listening() | Dialled():
                 self._replies[type(report)] = report
                 self._replied.set()
                 self._replied = trio.Event()

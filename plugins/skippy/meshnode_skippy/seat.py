@@ -18,6 +18,9 @@ from p2p_mesh.serve.backend import Stream
 
 _PARTS = 0.6  # of the time until a stage is loaded, what fetching its parts is taken for
 
+STEP = 0.001
+"""A share that rose by less is no progress: else steps without end could be told."""
+
 
 class Seat:
     """`alarm` is told when the lease ends, or a link of the stage; `moved` of all reports."""
@@ -135,8 +138,13 @@ class Seat:
             self._orders.send_nowait(order)
 
     async def _until(self, is_done: Callable[[], bool]) -> None:
-        while self.end is None and not is_done():
-            with trio.move_on_after(lease.STALLED) as scope:
+        """Gives the lease up where its share rises no more, whatever else is heard."""
+        share = self.terms.share
+        with trio.move_on_after(lease.STALLED) as scope:
+            while self.end is None and not is_done():
+                if self.terms.share >= share + STEP:
+                    share = self.terms.share
+                    scope.deadline = trio.current_time() + lease.STALLED
                 await self._changed.wait()
-            if scope.cancelled_caught:
-                self.leave(Unavailable(f"nothing came of it for {lease.STALLED:g} s"))
+        if scope.cancelled_caught:
+            self.leave(Unavailable(f"nothing came of it for {lease.STALLED:g} s"))

@@ -93,6 +93,9 @@ class Stage:
         for order in batch.orders.memory:
             if not self._is_possible(order, saved):
                 raise RemoteError(f"the stage before ordered {order}")
+        slots = [*batch.orders.ends, *(one.slot for one in batch.orders.begins)]
+        if len(slots) > 2 * self._slots or not all(0 <= one < self._slots for one in slots):
+            raise RemoteError("the stage before begins what there is no slot for")
         for fed in batch.orders.fed:
             answered = max(int(fed.draws), len(fed.targets)) + len(fed.guesses)
             if not (fed.row >= 0 and fed.row + answered <= rows and 0 <= fed.slot < self._slots):
@@ -149,7 +152,7 @@ class Stage:
 
     def _save(self, slot: int, number: int) -> None:
         self._saved[number] = self._context.save(slot)
-        if sum(map(len, self._saved.values())) > SNAPSHOTS:
+        if sum(map(len, self._saved.values())) > 2 * SNAPSHOTS:
             raise RemoteError("the first stage wants more snapshots kept than a stage keeps")
 
 

@@ -26,6 +26,7 @@ MAX_ROWS = 4096
 _HEAD = struct.Struct("<BBHIIIIff")
 """Kind, wire, reserved; epoch, number, rows, bytes of orders; seconds of the slowest, of all."""
 _BATCH, _RESULT = 1, 2
+_MOST_HALF = np.float32(65504)  # more would be infinite in float16, and spoil all that follows
 _WIRES: tuple[Wire, ...] = ("f32", "f16", "q8")
 
 Order = tuple[Literal["forget", "trim", "copy", "save", "restore", "drop"], int, int]
@@ -138,7 +139,7 @@ def _pack(rows: NDArray[np.float32], wire: Wire) -> list[Any]:
     if wire == "f32":
         return [np.ascontiguousarray(rows).data.cast("B")]
     if wire == "f16":
-        return [rows.astype(np.float16).data.cast("B")]
+        return [np.clip(rows, -_MOST_HALF, _MOST_HALF).astype(np.float16).data.cast("B")]
     scale = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
     scale[scale == 0] = 1
     return [scale.astype(np.float32).tobytes(), np.rint(rows / scale).astype(np.int8).tobytes()]

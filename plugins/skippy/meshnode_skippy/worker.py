@@ -33,12 +33,15 @@ from meshnode_llama_cpp.worker import Inbox, Worker, limit, limit_memory, tell
 from meshnode_skippy.compute import StageContext
 from meshnode_skippy.coordinating import Coordinator, limits, plan
 from meshnode_skippy.embeddings import Embeddings
-from meshnode_skippy.frames import Dial, Listen, OpenStage, Restart, commands
+from meshnode_skippy.frames import Dial, Listen, OpenStage, Ping, Restart, commands
 from meshnode_skippy.hop import Hop
 from meshnode_skippy.link import Bell, Link
 from meshnode_skippy.stage import Stage
 from meshnode_skippy.wire import Batch, Result, decode, encode_batch, encode_result
-from p2p_mesh.errors import MeshError
+from p2p_mesh.errors import MeshError, RemoteError
+
+LOOK = 10.0
+"""Seconds without a result after which the first stage looks whether one is lost."""
 
 _OPEN_FILES = 1024
 _TABLE = "token_embd.weight"
@@ -128,18 +131,29 @@ class First:
         """Until the node closes the link."""
         is_busy = True
         while True:
-            for body in self._hop.wait(0 if is_busy or not inbox.is_empty else None):
-                result = decode(body)
-                if isinstance(result, Result):
-                    self.coordinator.hear(result)
+            self._hear(0 if is_busy or not inbox.is_empty else None)
             for command in inbox.batch(wait=False):
                 if isinstance(command, Restart):
                     self.coordinator.restart(command.epoch)
-                elif not _linked(self._hop, command):
+                elif not _obeyed(self._hop, command):
                     worker.obey(command)
             sent = self.coordinator.sent
             has_told = worker.step()
             is_busy = has_told or self.coordinator.sent != sent
+
+    def _hear(self, seconds: float | None) -> None:
+        """Takes results. What is wrong, or does not come, is for the node to mend."""
+        if seconds is None and self.coordinator.is_flying:
+            seconds = LOOK
+        try:
+            for body in self._hop.wait(seconds):
+                result = decode(body)
+                if isinstance(result, Result):
+                    self.coordinator.hear(result)
+        except RemoteError as error:
+            self._hop.lost(str(error))
+        if seconds == LOOK and self.coordinator.give_up():
+            self._hop.lost("a batch did not come around")
 
     def _compute(self, batch: Batch) -> None:
         self._stage.compute(batch)
@@ -161,7 +175,7 @@ class Later:
                 if isinstance(batch, Batch):
                     self._take(batch)
             for command in inbox.batch(wait=False):
-                _linked(self._hop, command)
+                _obeyed(self._hop, command)
 
     def _take(self, batch: Batch) -> None:
         self._stage.check(batch)
@@ -173,9 +187,11 @@ class Later:
             self._hop.send(encode_batch(batch, self._wire))
 
 
-def _linked(hop: Hop, command: object) -> bool:
-    """Obeys a command that is about the links."""
+def _obeyed(hop: Hop, command: object) -> bool:
+    """Obeys a command that any stage has."""
     match command:
+        case Ping():
+            hop.pong()
         case Listen():
             hop.listen(command)
         case Dial():

@@ -126,3 +126,11 @@ def test_snapshots_stay_within_their_bytes() -> None:
     assert kept.wants([9], 10)
     assert not kept.wants([9], 11)
     assert not kept.wants([4], 4)
+
+
+def test_a_live_state_that_is_ahead_of_its_keys_is_not_copied() -> None:
+    keys, rules = list(range(100)), Rules(trims=False)
+    ahead = Held(keys=keys, highest=101, live=True)
+    assert usable([*keys, 7], ahead, rules) == 0
+    assert usable([*keys, 7], Held(keys=keys, highest=100, live=True), rules) == 100
+    assert usable([*keys, 7], ahead, Rules()) == 100  # it is cut back

@@ -51,6 +51,8 @@ class StandIn:
                 self.live[number] = command["request"]["prompt"]["tokens"][0], 0
                 if self.epoch:
                     self.send(number)
+            case "ping":
+                self.say("pong")
             case "listen":
                 self.say("listening", port=0)
             case "dial":
@@ -64,7 +66,8 @@ class StandIn:
             sys.exit()
         self.say("progress", share=0.5)
         self.stage = command
-        self.say("ready", numerics="stand-in", device="cpu")
+        notes = [f"threads {command['threads']}, GPU layers {command['gpu_layers']}"]
+        self.say("ready", numerics="stand-in", device="cpu", notes=notes)
 
     def send(self, number: int) -> None:
         token, _ = self.live[number]

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import trio
-from meshnode_skippy import coordinator
+from meshnode_skippy import coordinator, process
 from meshnode_skippy.backend import Skippy, SplitEngine
 from meshnode_skippy.lease import ACTIVATIONS, STAGE
 from msgspec.structs import replace
@@ -193,6 +193,21 @@ async def test_a_worker_that_dies_is_replaced_and_no_answer_with_it(
         assert engine.describe().pid in [one.pid for one in stages]
 
 
+async def test_a_worker_that_is_frozen_is_replaced_and_no_answer_with_it(
+    town: Town, deep: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "QUIET", 1.0)
+    monkeypatch.setattr(process, "PING_EVERY", 0.05)
+    async with opened(town, await three(town, deep)) as engine:
+        frozen = next(one for one in workers(town) if one.pid != engine.describe().pid)
+        async with answers(engine) as found:
+            frozen.suspend()
+        assert found == [right(number) for number in range(3)]
+        assert not frozen.is_running()
+    said = [event for event, _ in town.nodes[PeerId("a")].said]
+    assert said == ["stage_held", "stage_lost", "stages_joined", "stage_released"]
+
+
 async def test_a_node_that_dies_is_replaced_by_another(town: Town, deep: ModelFile) -> None:
     for name in "abcd":
         town.node(name)
@@ -202,6 +217,10 @@ async def test_a_node_that_dies_is_replaced_by_another(town: Town, deep: ModelFi
             town.nodes[lost].vanish()
         assert found == [right(number) for number in range(3)]
         assert lost not in [place.peer for place in engine._ring.plan.places]
+        taken = engine._ring.plan.places[1]
+    lines = dict(town.nodes[PeerId("a")].said)
+    assert f"replaces them: {lost}: the stream was cut" in lines["stage_lost"]
+    assert f" s, layers {taken.start} to {taken.end} on {taken.peer}" in lines["stages_joined"]
 
 
 async def test_a_node_that_nobody_can_replace_ends_the_engine_in_words(
@@ -222,6 +241,10 @@ async def test_links_that_break_are_made_anew(town: Town, deep: ModelFile) -> No
         async with answers(engine) as found:
             town.cut(PeerId("c"), ACTIVATIONS)
         assert found == [right(number) for number in range(3)]
+    assert [event for event, _ in town.nodes[PeerId("a")].said[1:-1]] == [
+        "stages_parted",
+        "stages_joined",
+    ]
 
 
 async def test_a_lease_that_is_cut_is_taken_anew(town: Town, deep: ModelFile) -> None:

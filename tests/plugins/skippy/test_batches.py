@@ -26,7 +26,7 @@ def test_choices_cut_evenly_and_hold_the_whole_and_the_single(writing: int) -> N
 
 
 def test_every_size_is_tried_before_one_is_believed() -> None:
-    batches, tried = Batches(), []
+    batches, tried = Batches(), list[int]()
     while (size := batches.together(4)) not in tried or len(tried) < len(choices(4)) * TRIALS:
         tried.append(size)
         batches.observe(size, slowest=1.0, around=2.0)

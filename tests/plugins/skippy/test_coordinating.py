@@ -109,6 +109,27 @@ def test_a_state_that_cannot_go_back_is_saved_by_all_stages(folder: Path) -> Non
     assert ring.run()[3] == both[2]
 
 
+@pytest.mark.parametrize("kind", ["hybrid", "sliding"])
+def test_what_is_on_its_way_is_not_taken_for_a_prompt_that_was_read(
+    folder: Path, kind: Kind
+) -> None:
+    """A memory that cannot go back has the next token when another prompt would copy it."""
+    opens = commands(folder, kind=kind)
+    first = prompt(1, 130)
+    for wait in range(8):
+        ring, alone = Ring(opens), Ring(opens)
+        ring.ask(1, first, 12)
+        while not ring.answers[1]:
+            ring.step()
+            ring.turn()
+        for _ in range(wait):
+            ring.step()
+            ring.turn()
+        ring.ask(2, [*first, *prompt(3, 80)], 6)
+        alone.ask(2, [*first, *prompt(3, 80)], 6)
+        assert ring.run()[2] == alone.run()[2]
+
+
 def test_cancelled_answers_leave_their_slots(folder: Path) -> None:
     ring = Ring(commands(folder, deterministic=True))
     for number in range(SLOTS + 2):
@@ -192,11 +213,12 @@ def test_half_scored_prompts_are_given_up_when_the_ring_was_down(folder: Path) -
 
 def test_what_the_memory_allows_is_that_of_the_whole_model(folder: Path) -> None:
 
-    for kind, trims, cells in (
+    kinds: tuple[tuple[Kind, bool, int], ...] = (
         ("llama", True, 0),
         ("sliding", True, 32 + ROWS),
         ("hybrid", False, 0),
-    ):
+    )
+    for kind, trims, cells in kinds:
         command = commands(folder, kind=kind)[0]
         model = Model(command.metadata, name="m", progress=lambda _: None, part="vocabulary")
         found = rules(model, command)

@@ -3,10 +3,11 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from contextlib import closing
 
 import pytest
-from meshnode_skippy.direct import KEY, Listener, Sealed, dial
+from meshnode_skippy.direct import KEY, PATIENCE, Listener, Sealed, dial
 
 from p2p_mesh.errors import RemoteError
 
@@ -78,6 +79,18 @@ def test_a_listener_tires_of_strangers() -> None:
             listener.accept()
 
 
+def test_a_stranger_who_drips_is_not_waited_for() -> None:
+    with closing(Listener(os.urandom(KEY))) as listener:
+        with socket.create_connection((HOST, listener.port)) as stranger:
+            stranger.sendall((1 << 20).to_bytes(4, "little") + bytes(16))
+            begun = time.perf_counter()
+            assert listener.accept() is None
+        with socket.create_connection((HOST, listener.port)) as stranger:
+            stranger.sendall(b"\x10")
+            assert listener.accept() is None
+        assert time.perf_counter() - begun < PATIENCE + 0.5
+
+
 def test_frames_that_are_too_long_or_too_short_are_refused() -> None:
     out, into = linked()
     with closing(out), closing(into):
@@ -108,7 +121,7 @@ def test_a_listener_keeps_to_its_address() -> None:
     for host in (HOST, "::1"):
         with closing(Listener(os.urandom(KEY), host)) as listener:
             assert listener._socket.getsockname()[0] == host
-    with pytest.raises(OSError, match=".+"):
+    with pytest.raises(OSError, match=r".+"):
         Listener(os.urandom(KEY), "192.0.2.77")
 
 

@@ -3,16 +3,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from meshnode_llama_cpp.frames import Cancel, Progress, encode
-from meshnode_skippy.frames import Dial, Listen, Listening, Restart, Unlinked, commands, reports
+from meshnode_skippy.frames import (
+    Dial,
+    Listen,
+    Listening,
+    Ping,
+    Pong,
+    Restart,
+    Unlinked,
+    commands,
+    reports,
+)
 
 from tests.plugins.skippy import ring
 
 
 def test_commands_and_reports_come_as_they_were_sent(tmp_path: Path) -> None:
     opens = ring.commands(tmp_path)
-    sent = [*opens, Restart(3), Cancel(1), Listen(b"k"), Dial(("::1",), 5, b"k")]
+    sent = [*opens, Restart(3), Cancel(1), Ping(), Listen(b"k"), Dial(("::1",), 5, b"k")]
     assert list(commands().feed(b"".join(map(encode, sent)))) == sent
-    told = [Progress(0.5), Listening(9), Unlinked("gone")]
+    told = [Progress(0.5), Listening(9), Pong(), Unlinked("gone")]
     assert list(reports().feed(b"".join(map(encode, told)))) == told
 
 

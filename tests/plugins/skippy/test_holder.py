@@ -32,7 +32,7 @@ from p2p_mesh.core.package import PackageRef
 from p2p_mesh.core.records import ModelFile
 from p2p_mesh.core.wire import decode, encode
 from p2p_mesh.errors import EngineDied, ModelError, RemoteError, Unavailable
-from p2p_mesh.serve.backend import Stream
+from p2p_mesh.serve.backend import Limits, Stream
 from tests.plugins.skippy.town import Neighbour, Town, until
 
 A, B = PeerId("a"), PeerId("b")
@@ -89,8 +89,32 @@ async def test_a_stage_is_prepared_loaded_and_given_back(pair: Town, deep: Model
         assert isinstance(prepared, Prepared)
         assert prepared.memory_bytes == memory._leased > 0
         await asker.tell(LoadStage())
-        assert (await asker.hear()) == Loaded(numerics="stand-in", device="cpu")
+        loaded = await asker.hear()
+        assert isinstance(loaded, Loaded)
+        assert (loaded.numerics, loaded.device) == ("stand-in", "cpu")
     await until(lambda: not memory._leased)
+    assert pair.nodes[B].said == [
+        ("stage_held", "holding layers 3 to 6 of deep for a"),
+        ("stage_released", "no longer holding layers 3 to 6 of deep for a: its lease has ended"),
+    ]
+
+
+async def test_the_users_of_a_node_say_how_it_computes_for_others(
+    pair: Town, deep: ModelFile
+) -> None:
+    async def notes(**fields: Any) -> tuple[str, ...]:
+        async with leased(pair, await prepare(pair, deep, **fields)) as asker:
+            await asker.hear()
+            await asker.tell(LoadStage())
+            loaded = await asker.hear()
+        await until(lambda: not pair.nodes[B].memory._leased)
+        assert isinstance(loaded, Loaded)
+        return loaded.notes
+
+    assert await notes(threads=1) == ("threads 1, GPU layers None",)
+    assert await notes(threads=9) == ("threads 2, GPU layers None",)
+    pair.nodes[B].limited = Limits(threads=2, gpu_layers=0)
+    assert await notes(threads=1) == ("threads 2, GPU layers 0",)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 from meshnode_skippy.direct import KEY
-from meshnode_skippy.frames import Dial, Dialled, Listen, Listening, Unlinked, reports
+from meshnode_skippy.frames import Dial, Dialled, Listen, Listening, Pong, Unlinked, reports
 from meshnode_skippy.hop import Hop
 from meshnode_skippy.link import Bell, Link
 
@@ -79,8 +79,10 @@ def test_a_link_that_breaks_is_told_on_both_sides_and_the_node_takes_over(
     while not (told := one.told()):
         one.hop.send([b"lost"])
     assert isinstance(told[0], Unlinked)
-    one.hop.send([b"abc"])
-    assert b"abc" in one.node.recv(100)
+    one.node.setblocking(False)
+    one.hop.send([b"of no use"])
+    with pytest.raises(BlockingIOError):
+        one.node.recv(100)
     link(one, other)
     one.hop.dial(Dial())
     assert one.told() == [Dialled(False)]
@@ -95,6 +97,12 @@ def test_a_new_link_takes_the_place_of_the_old_one(pair: tuple[Worker, Worker]) 
     one.hop.send([b"abc"])
     assert other.hop.wait() == [b"abc"]
     assert other.told() == []
+
+
+def test_a_worker_says_that_it_lives(pair: tuple[Worker, Worker]) -> None:
+    one, _ = pair
+    one.hop.pong()
+    assert one.told() == [Pong()]
 
 
 def test_who_cannot_be_reached_is_told(pair: tuple[Worker, Worker]) -> None:

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from meshnode_llama_cpp.drawing import Drawn, Fed, Start
 from meshnode_llama_cpp.prefixes import Rules
-from meshnode_skippy.pipeline import MOST_FLIGHTS, Filling, Recorder, Ring
+from meshnode_skippy.pipeline import MOST_FLIGHTS, STUCK, Filling, Recorder, Ring
 from meshnode_skippy.wire import Batch, Result
 
-from p2p_mesh.core.records import Sampling
+from p2p_mesh.core.records import Sampling, TokenLogprob
+from p2p_mesh.errors import RemoteError
 
 
 class Circle:
@@ -15,8 +16,16 @@ class Circle:
 
     def __init__(self, stages: int = 2) -> None:
         self.sent: list[Batch] = []
+        self.now = 0.0
         self.ring = Ring(
-            self._compute, stages=stages, rules=Rules(), rows=16, outputs=8, state_size=lambda _: 7
+            self._compute,
+            stages=stages,
+            rules=Rules(),
+            rows=16,
+            outputs=8,
+            vocabulary=100,
+            state_size=lambda _: 7,
+            clock=lambda: self.now,
         )
         self.ring.restart(1)
 
@@ -64,7 +73,9 @@ def test_orders_travel_with_the_next_batch_and_only_with_it() -> None:
     assert first.orders.memory == (("forget", 3, 0), ("copy", 0, 1), ("trim", 1, 7))
     assert [one.slot for one in first.orders.begins] == [1]
     assert first.orders.ends == (2,)
-    assert second.orders.memory == second.orders.begins == second.orders.ends == ()
+    assert second.orders.memory == ()
+    assert second.orders.begins == ()
+    assert second.orders.ends == ()
 
 
 def test_a_slot_that_ends_before_it_was_told_of_is_not_told_of() -> None:
@@ -90,16 +101,45 @@ def test_results_come_in_the_order_of_their_batches() -> None:
     assert circle.ring.results() == []
 
 
-def test_a_result_out_of_order_is_a_defect() -> None:
+def test_after_a_result_was_lost_nothing_goes_out_before_a_restart() -> None:
     circle = Circle()
     circle.submit(0)
     circle.submit(1)
-    with pytest.raises(RuntimeError, match="was expected"):
+    with pytest.raises(RemoteError, match="is not what was asked for"):
         circle.come(circle.sent[1])
+    assert not circle.ring.has_room
+    circle.come(circle.sent[0])
+    assert circle.ring.results() == []
+    circle.ring.restart(2)
+    assert circle.ring.has_room
+
+
+@pytest.mark.parametrize("drawn", [
+    (), (Drawn(1, (9,)),), (Drawn(0, ()),), (Drawn(0, (9, 9)),), (Drawn(0, (100,)),),
+    (Drawn(0, (-1,)),), (Drawn(0, (9,), scores=(TokenLogprob(token=1),)),),
+    (Drawn(0, (9,), logprobs=(TokenLogprob(token=1),) * 2),), (Drawn(0, (9,)), Drawn(1, (9,))),
+])  # fmt: skip
+def test_a_last_stage_may_say_only_what_was_asked_for(drawn: tuple[Drawn, ...]) -> None:
+    circle = Circle()
+    circle.submit(0)
+    with pytest.raises(RemoteError):
+        circle.ring.hear(Result(1, circle.sent[0].number, 0.1, 0.1, drawn))
+
+
+def test_a_batch_that_does_not_come_around_is_noticed() -> None:
+    circle = Circle()
+    assert not circle.ring.is_stuck()
+    circle.submit(0)
+    assert not circle.ring.is_stuck()
+    circle.now += STUCK + 1
+    assert circle.ring.is_stuck()
+    circle.ring.lose()
+    assert not circle.ring.is_stuck()
 
 
 def test_nothing_goes_out_before_the_ring_is_up() -> None:
-    ring = Ring(lambda _: None, stages=2, rules=Rules(), rows=16, outputs=8, state_size=lambda _: 7)
+    ring = Ring(lambda _: None, stages=2, rules=Rules(), rows=16, outputs=8, vocabulary=100,
+                state_size=lambda _: 7)  # fmt: skip
     assert not ring.has_room
     ring.restart(1)
     assert ring.has_room
@@ -124,7 +164,8 @@ def test_a_restart_forgets_what_was_in_flight() -> None:
     assert circle.ring.results() == []
     circle.submit()
     assert circle.sent[1].epoch == 2
-    assert circle.sent[1].orders.memory == circle.sent[1].orders.begins == ()
+    assert circle.sent[1].orders.memory == ()
+    assert circle.sent[1].orders.begins == ()
 
 
 def test_how_many_go_together_is_learned_from_those_that_write() -> None:

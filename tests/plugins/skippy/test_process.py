@@ -15,6 +15,7 @@ from meshnode_skippy.frames import OpenStage, Unlinked
 from meshnode_skippy.process import StageProcess, run_stage
 from meshnode_skippy.wiring import Wiring
 
+from p2p_mesh.core.silence import Slack
 from p2p_mesh.errors import EngineDied, ModelError
 from tests.plugins.skippy.stand_in import ROW
 from tests.plugins.skippy.town import STAND_IN
@@ -98,3 +99,21 @@ async def test_a_direct_link_that_breaks_is_told(stage: StageProcess) -> None:
     stage.unlinked = told.append
     stage._take(Unlinked("to the next stage: broken pipe"))
     assert told == ["to the next stage: broken pipe"]
+
+
+async def test_a_worker_that_is_frozen_is_ended_and_the_next_has_more_time(
+    stage: StageProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "QUIET", 0.2)
+    monkeypatch.setattr(process, "PING_EVERY", 0.01)
+    pid, slack = stage.describe().pid, Slack()
+    assert pid is not None
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.watch, slack)
+            with trio.move_on_after(0.1):
+                raise AssertionError(await stage.wait_ended())
+            os.kill(pid, signal.SIGSTOP)
+            assert "gave no sign of life for 0.2 s" in await stage.wait_ended()
+    assert not psutil.pid_exists(pid)
+    assert slack.times > 1

@@ -79,7 +79,7 @@ def test_a_grammar_that_cannot_be_fails_its_own_sequence(stages: list[Stage]) ->
     assert stages[1].draw(through(stages, begun(11, slot=1)))[0].tokens
 
 
-@pytest.mark.parametrize("change", ["slot", "position", "row", "order", "rows"])
+@pytest.mark.parametrize("change", ["slot", "position", "row", "order", "rows", "begin", "end"])
 def test_rows_without_a_place_are_refused(stages: list[Stage], change: str) -> None:
     made = begun(12)
     match change:
@@ -89,6 +89,10 @@ def test_rows_without_a_place_are_refused(stages: list[Stage], change: str) -> N
             made.positions[0] = CONTEXT
         case "row":
             made.orders = Orders(fed=(Fed(0, 3),))
+        case "begin":
+            made.orders = Orders(begins=(Start(SLOTS, Sampling()),))
+        case "end":
+            made.orders = Orders(ends=(-1,))
         case "order":
             made.orders = Orders(memory=(("trim", 0, CONTEXT + 1),))
         case _:

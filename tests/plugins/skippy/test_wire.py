@@ -64,8 +64,17 @@ def test_halves_and_bytes_are_close() -> None:
     assert np.array_equal(again(made, "q8").given, made.given)  # type: ignore[arg-type]
 
 
+def test_what_a_half_cannot_hold_is_as_large_as_it_can() -> None:
+    made = batch()
+    assert made.given is not None
+    made.given[0, 0], made.given[0, 1] = 1e6, -1e6
+    found = again(made, "f16")
+    assert found.given is not None
+    assert found.given[0, :2].tolist() == [65504, -65504]
+
+
 def test_a_narrower_wire_is_shorter() -> None:
-    sizes = [len(body(encode_batch(batch(8, 512), wire))) for wire in ("f32", "f16", "q8")]  # type: ignore[arg-type]
+    sizes = [len(body(encode_batch(batch(8, 512), wire))) for wire in ("f32", "f16", "q8")]
     assert sizes[0] > 1.9 * sizes[1] > 3.5 * sizes[2] * 0.9
 
 

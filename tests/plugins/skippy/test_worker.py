@@ -13,11 +13,21 @@ from typing import Any
 import pytest
 from meshnode_llama_cpp.frames import Answer, Ask, Failed, Progress, Ready, encode
 from meshnode_skippy.direct import KEY
-from meshnode_skippy.frames import Dial, Dialled, Listen, Listening, OpenStage, Restart, reports
+from meshnode_skippy.frames import (
+    Dial,
+    Dialled,
+    Listen,
+    Listening,
+    OpenStage,
+    Ping,
+    Pong,
+    Restart,
+    reports,
+)
 from msgspec.structs import replace
 
 from p2p_mesh.core.names import ModelId, RequestId
-from p2p_mesh.core.records import InferenceRequest, Sampling, TokenPrompt
+from p2p_mesh.core.records import Delta, InferenceRequest, Sampling, TokenPrompt
 from tests.plugins.skippy.ring import Ring, commands, ids, prompt
 
 
@@ -96,7 +106,7 @@ def answer(workers: list[Process], number: int, most: int) -> tuple[list[int], i
     """The tokens of an answer, and how many bytes went through nodes for it."""
     first, moved = workers[0], 0
     first.say(ask(number, most))
-    deltas = []
+    deltas: list[Delta] = []
     while not deltas or deltas[-1].usage is None:
         if not first._reports:
             moved += pump(workers, first)
@@ -112,6 +122,9 @@ def test_workers_answer_together_and_go_with_their_nodes(
     ready = [worker.hear() for worker in workers]
     assert all(isinstance(one, Ready) for one in ready)
     assert [one.capabilities for one in ready] == [("generate",), ("forward",), ("forward",)]
+    for worker in workers:
+        worker.say(Ping())
+    assert [worker.hear() for worker in workers] == [Pong()] * 3
     alone = Ring(opens)
     alone.ask(1, prompt(1, 60), 12)
     wanted = alone.run()[1]

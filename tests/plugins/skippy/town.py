@@ -19,7 +19,7 @@ from p2p_mesh.core.package import Manifest, PackageRef
 from p2p_mesh.core.records import Announcement, ModelFile, Resources
 from p2p_mesh.core.wire import ErrorMessage, encode
 from p2p_mesh.errors import MeshError, Unavailable
-from p2p_mesh.serve.backend import Package, Stream
+from p2p_mesh.serve.backend import Limits, Package, Stream
 from p2p_mesh.serve.opening import Memory
 from p2p_mesh.serve.package.local import LocalPackage
 from p2p_mesh.serve.package.packages import Packages
@@ -89,6 +89,8 @@ class Neighbour:
         self.peer = peer
         self.memory = Memory(Resources(memory_total=memory, memory_free=memory, threads=2))
         self.skippy = Skippy(worker=town.worker)
+        self.limited = Limits()
+        self.said: list[tuple[str, str]] = []
         self.package_of: dict[str, Whole] = {}
         self._served: dict[str, Callable[[Stream, PeerId], Awaitable[None]]] = {}
 
@@ -103,6 +105,12 @@ class Neighbour:
 
     def resources(self) -> Resources:
         return self.memory.free()
+
+    def limits(self) -> Limits:
+        return self.limited
+
+    def say(self, event: str, text: str) -> None:
+        self.said.append((event, text))
 
     def round_trip(self, peer: PeerId) -> float | None:
         return 0.001
