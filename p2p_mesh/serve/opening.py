@@ -34,8 +34,10 @@ class Way:
 class Memory:
     """Who holds how much of this node's memory, so that two loads do not take the same."""
 
-    def __init__(self, resources: Resources) -> None:
+    def __init__(self, resources: Resources, *, changed: Callable[[], None] = lambda: None) -> None:
+        """`changed` is called when another amount is free."""
         self._resources = resources
+        self._changed = changed
         self._leased = 0
 
     def learn(self, bandwidth: float) -> None:
@@ -53,11 +55,16 @@ class Memory:
                 f"{memory_bytes / 1e9:.1f} GB are wanted and "
                 f"{self.free().memory_free / 1e9:.1f} GB are free"
             )
-        self._leased += memory_bytes
+        self._take(memory_bytes)
         try:
             yield
         finally:
-            self._leased -= memory_bytes
+            self._take(-memory_bytes)
+
+    def _take(self, memory_bytes: int) -> None:
+        self._leased += memory_bytes
+        if memory_bytes:
+            self._changed()
 
 
 def choose(

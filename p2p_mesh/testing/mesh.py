@@ -9,7 +9,7 @@ from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.package import PackageRef
 from p2p_mesh.core.records import Announcement, ModelFile, Resources
 from p2p_mesh.errors import Unavailable
-from p2p_mesh.serve.backend import Package, Stream
+from p2p_mesh.serve.backend import Limits, Package, Stream
 
 
 class NoMesh:
@@ -26,6 +26,12 @@ class NoMesh:
 
     def resources(self) -> Resources:
         return Resources(memory_total=2**40, memory_free=2**40, threads=1)
+
+    def limits(self) -> Limits:
+        return Limits()
+
+    def say(self, event: str, text: str) -> None:
+        return  # there is no log
 
     def round_trip(self, peer: PeerId) -> float | None:
         return None

@@ -80,6 +80,7 @@ class Decoder:
         self._queue: list[Sequence] = []
         self._live: list[Sequence] = []
         self._calls: deque[Call] = deque()
+        self._submitted = 0
         self._outcomes: list[Outcome] = []
 
     @property
@@ -208,21 +209,36 @@ class Decoder:
 
     def _submit(self) -> None:
         """Fills the rows of a call, and hands it over."""
-        writing = [one for one in self._live if one.is_writing]
-        together = self._steps.together(len(writing))
-        ready = [one for one in writing if not one.flying][:together]
-        if writing and not ready:
-            return  # prompts are read beside those who write, in calls that are bounded for them
+        ready = self._ready()
+        if ready is None:
+            return
         self._guess(ready)
         call = self._fill([one for one in self._live if not one.is_writing or one in ready])
         if not call.fed:
             return
         self._calls.append(call)
         self._steps.submit([fed for _, fed in call.fed], writing=call.writing)
+        self._submitted += 1
         for sequence, _ in call.fed:
             sequence.flying += 1
+            sequence.fed = self._submitted
             if sequence.read == sequence.start - 1 and self._memory.rules.forgets(sequence.start):
                 self._seats.save(sequence.slot)
+
+    def _ready(self) -> list[Sequence] | None:
+        """Those who write in the next call; None where it is too early for one. As many go together
+        as `steps` wants, so those who have come back early wait for others. Prompts are read beside
+        those who write, in calls that are bounded for them.
+        """
+        writing = [one for one in self._live if one.is_writing]
+        ready = [one for one in writing if not one.flying]
+        together = self._steps.together(len(writing))
+        if not writing or len(ready) == len(writing):
+            return sorted(ready, key=lambda one: one.fed)[:together]
+        calls = sum(call.writing > 0 for call in self._calls)
+        if not ready or (len(ready) < together and calls * together >= len(writing)):
+            return None
+        return sorted(ready, key=lambda one: one.fed)[:together]
 
     def _fill(self, ready: list[Sequence]) -> Call:
         outputs = self._steps.outputs - len(self._live)

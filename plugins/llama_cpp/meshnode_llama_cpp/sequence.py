@@ -102,6 +102,8 @@ class Sequence(Sitter):
         """Tokens that were there when it came."""
         self.flying = 0
         """Calls with rows of it whose results have not come."""
+        self.fed = 0
+        """The last call that had rows of it."""
         self.guesses: list[int] = []
         self.hope = Hope()
         self.lookup: Lookup | None = None

@@ -20,7 +20,7 @@ from p2p_mesh.core.costs import StageModel, rooms
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply, Resources
 from p2p_mesh.core.sites import Site
-from p2p_mesh.core.stages import Impossible, Plan, plan
+from p2p_mesh.core.stages import Impossible, Plan, layers, plan
 from p2p_mesh.errors import ModelError, Unavailable
 from p2p_mesh.serve.backend import Description, Fit, Load, Mesh, Package, Refusal
 
@@ -111,7 +111,7 @@ class SplitEngine:
 
     def _who(self) -> str:
         return "in stages: " + ", ".join(
-            f"layers {place.start} to {place.end} {'here' if place.is_here else f'on {place.name}'}"
+            f"{layers(place.start, place.end)} {'here' if place.is_here else f'on {place.name}'}"
             for place in self._ring.plan.places
         )
 
@@ -141,7 +141,7 @@ async def find_plan(load: Load, mesh: Mesh, package: Package, without: set[PeerI
     if found is None:
         raise ModelError(f"{load.model.id} has no context")
     if isinstance(found, Impossible):
-        raise Unavailable(str(found))
+        raise ModelError(str(found)) if found.is_final else Unavailable(str(found))
     if not found.places[0].is_here:
         raise Unavailable(f"another node has to coordinate: {'; '.join(found.words())}")
     return found

@@ -25,7 +25,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import trio
-from meshnode_llama_cpp.engine import alone
+from meshnode_llama_cpp.process import alone
 
 from meshnode_skippy import news
 from meshnode_skippy.holder import NOTHING, Holder, Own

@@ -22,8 +22,8 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 
 import trio
-from meshnode_llama_cpp import engine
-from meshnode_llama_cpp.engine import alone
+from meshnode_llama_cpp.process import alone
+from meshnode_llama_cpp.process import threads as own_threads
 
 from meshnode_skippy import lease, news, parts
 from meshnode_skippy.frames import OpenStage
@@ -235,7 +235,8 @@ class Held:
 
     async def _perform(self) -> None:
         asked = self.asked
-        package = await self._mesh.package(asked.package)
+        async with parts.beating(self._progress, 0.0, parts.OPENED):
+            package = await self._mesh.package(asked.package)
         model = await parts.study(
             package, context=asked.context, slots=asked.slots, kv_type=asked.kv_type,
             wire=asked.wire,
@@ -262,7 +263,7 @@ class Held:
 
     def _command(self, found: parts.Parts, total: int) -> OpenStage:
         asked, own, limits = self.asked, self._own, self._mesh.limits()
-        threads = limits.threads or asked.threads or engine.threads()
+        threads = limits.threads or asked.threads or own_threads()
         return OpenStage(
             name=asked.model,
             path=found.path,

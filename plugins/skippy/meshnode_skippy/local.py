@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import trio
-from meshnode_llama_cpp.engine import alone
+from meshnode_llama_cpp.process import alone
 
 from p2p_mesh.core.wire import ErrorMessage, encode
 from p2p_mesh.errors import MeshError, Unavailable

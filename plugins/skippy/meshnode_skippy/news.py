@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from meshnode_skippy.lease import Prepare
 from p2p_mesh.core.names import PeerId
-from p2p_mesh.core.stages import Place
+from p2p_mesh.core.stages import Place, layers
 from p2p_mesh.errors import MeshError
 from p2p_mesh.serve.backend import Mesh
 
@@ -44,7 +44,7 @@ def whole(mesh: Mesh, model: str, seconds: float, taken: list[Place]) -> None:
 
 
 def _layers(stage: Prepare | Place) -> str:
-    return f"layers {stage.start} to {stage.end}"
+    return layers(stage.start, stage.end)
 
 
 def _who(mesh: Mesh, peer: PeerId) -> str:

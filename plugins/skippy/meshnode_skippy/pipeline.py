@@ -228,7 +228,8 @@ class Ring:
         if flight.writing:
             alone = result.total + self._transit
             self._batches.observe(flight.writing, slowest=result.slowest, around=alone)
-        self._come.append(Come(result.drawn, around))
+        # Without what it waited for the batches before it, which is no cost of its rows.
+        self._come.append(Come(result.drawn, result.total + self._transit))
 
     def lose(self) -> None:
         """Something was lost on the way: nothing can be made of what comes before a restart."""

@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import trio
-from meshnode_llama_cpp.engine import LlamaEngine, start
+from meshnode_llama_cpp.engine import LlamaEngine
+from meshnode_llama_cpp.process import start
 from msgspec import Struct
 
 from meshnode_skippy.frames import (

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import trio
-from meshnode_llama_cpp.engine import alone
+from meshnode_llama_cpp.process import alone
 
 from meshnode_skippy.wire import MAX_BODY
 from p2p_mesh.errors import MeshError, RemoteError, Unavailable

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 import trio
-from meshnode_llama_cpp.engine import alone
+from meshnode_llama_cpp.process import alone
 
 from meshnode_skippy import lease
 from meshnode_skippy.lease import Broken, Commit, LoadStage, Order, Prepare, Renew, Terms

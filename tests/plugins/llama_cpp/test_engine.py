@@ -1,35 +1,12 @@
 from __future__ import annotations
 
-import os
-
-import psutil
 import pytest
 import trio
 import trio.testing
-from meshnode_llama_cpp import engine
-from meshnode_llama_cpp.engine import Words, environment
+from meshnode_llama_cpp.engine import Words
 
 from p2p_mesh.core.records import Delta
 from p2p_mesh.errors import EngineDied
-
-
-def test_an_engine_knows_no_secret() -> None:
-    ours = {
-        "PATH": "/bin",
-        "HOME": "/root",
-        "CUDA_VISIBLE_DEVICES": "0",
-        "MESHNODE_API_KEY": "secret",
-        "OPENAI_API_KEY": "secret",
-        "LD_PRELOAD": "/tmp/evil.so",
-    }
-    assert environment(ours, ["", "/site"]) == {
-        "PATH": "/bin",
-        "HOME": "/root",
-        "CUDA_VISIBLE_DEVICES": "0",
-        "GGML_NO_BACKTRACE": "1",
-        "MALLOC_ARENA_MAX": "1",
-        "PYTHONPATH": "/site",
-    }
 
 
 async def test_an_answer_ends_with_its_last_word() -> None:
@@ -66,14 +43,3 @@ def test_more_words_than_asked_for_are_refused() -> None:
     words.say(Delta(text="a"))
     with pytest.raises(ValueError, match="more words"):
         words.say(Delta(text="b"))
-
-
-@pytest.mark.parametrize(
-    ("usable", "physical", "threads"), [(1, 1, 1), (2, 2, 1), (16, 8, 8), (8, 8, 7), (4, None, 3)]
-)
-def test_one_processor_is_left_to_others(
-    usable: int, physical: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(usable)))
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical: physical)
-    assert engine.threads() == threads

@@ -142,7 +142,7 @@ async def test_three_nodes_answer_as_one(town: Town, deep: ModelFile) -> None:
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     assert about.numerics == "stand-in stages 0-3-6-9 f32"
-    assert "layers 0 to 3 here, layers 3 to 6 on b, layers 6 to 9 on c" in about.notes[-1]
+    assert "layers 0-2 here, layers 3-5 on b, layers 6-8 on c" in about.notes[-1]
     assert (about.context, about.slots) == (512, 2)
     await no_workers(town)
     assert free(town)

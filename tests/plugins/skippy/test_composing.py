@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from meshnode_skippy import composing
 from meshnode_skippy.composing import compose, repeat
 
 from p2p_mesh.core.families import Recipe, study
@@ -135,6 +136,33 @@ def test_a_table_that_nobody_reads_is_a_hole_of_a_small_type(tmp_path: Path) -> 
     assert list(found.shape) == [WIDTH, VOCABULARY_SIZE]
     assert found.tensor_type == gguf.GGMLQuantizationType.Q4_0
     assert not found.data.any()
+
+
+def test_it_tells_how_much_is_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(composing, "CHUNK", 256)
+    shares: list[float] = []
+    recipe = study(header(model)).recipe(0, 3)
+    target = tmp_path / "s.gguf"
+    compose(recipe, metadata=model, sources=[model], target=target, progress=shares.append)
+    assert shares == sorted(set(shares))
+    assert shares[-1] == 1
+    assert len(shares) > 30
+
+
+def test_a_file_that_is_given_up_is_removed(model: Path, tmp_path: Path) -> None:
+    class EnoughError(Exception): ...
+
+    def give_up(share: float) -> None:
+        assert list(tmp_path.glob("s.gguf*"))
+        raise EnoughError
+
+    recipe = study(header(model)).recipe(1, 2)
+    with pytest.raises(EnoughError):
+        compose(recipe, metadata=model, sources=[model], target=tmp_path / "s.gguf",
+                progress=give_up)  # fmt: skip
+    assert not list(tmp_path.glob("s.gguf*"))
 
 
 def test_parts_may_lie_in_several_files(model: Path, tmp_path: Path) -> None:

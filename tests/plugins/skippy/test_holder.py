@@ -94,8 +94,8 @@ async def test_a_stage_is_prepared_loaded_and_given_back(pair: Town, deep: Model
         assert (loaded.numerics, loaded.device) == ("stand-in", "cpu")
     await until(lambda: not memory._leased)
     assert pair.nodes[B].said == [
-        ("stage_held", "holding layers 3 to 6 of deep for a"),
-        ("stage_released", "no longer holding layers 3 to 6 of deep for a: its lease has ended"),
+        ("stage_held", "holding layers 3-5 of deep for a"),
+        ("stage_released", "no longer holding layers 3-5 of deep for a: its lease has ended"),
     ]
 
 

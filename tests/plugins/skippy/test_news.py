@@ -21,9 +21,9 @@ ASKED = Prepare(
 def test_a_stage_is_held_for_somebody(peer: str, name: str, town: Town) -> None:
     here, _ = town.node("a"), town.node("b")
     with news.held(here, ASKED, PeerId(peer)):
-        assert here.said.pop() == ("stage_held", f"holding layers 3 to 6 of deep for {name}")
+        assert here.said.pop() == ("stage_held", f"holding layers 3-5 of deep for {name}")
     assert here.said == [
-        ("stage_released", f"no longer holding layers 3 to 6 of deep for {name}: its lease has "
+        ("stage_released", f"no longer holding layers 3-5 of deep for {name}: its lease has "
          "ended")
     ]  # fmt: skip
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import trio
-from meshnode_skippy import parts
+import trio.testing
+from meshnode_skippy import composing, lease, parts
+from meshnode_skippy.seat import STEP
 
 from p2p_mesh.core import families
 from p2p_mesh.core.records import ModelFile
 from p2p_mesh.errors import ModelError
+from p2p_mesh.settings import cache_dir
 from p2p_mesh.testing.models import write_embedder
 from tests.plugins.skippy.town import Town, Whole
 
@@ -54,6 +59,103 @@ async def test_two_that_want_one_stage_compose_it_once(town: Town, deep: ModelFi
             nursery.start_soon(one)
     assert found[0] == found[1] == found[2]
     assert len(list(Path(found[0].path).parent.iterdir())) == 1
+
+
+async def test_a_stage_is_written_where_there_is_room(town: Town, deep: ModelFile) -> None:
+    package = await whole(town, deep)
+    package.most = 10_000
+    with pytest.raises(ModelError, match="--max-disk"):
+        await parts.gather(package, 3, 6, quiet)
+    wanted = map(package.manifest.artifact, package.fetched[0])
+    assert package.rooms == [sum(one.artifact_bytes for one in wanted)]
+    package.most = package.rooms[0]
+    await parts.gather(package, 3, 6, quiet)
+    package.most = 0
+    await parts.gather(package, 3, 6, quiet)  # it is there
+    assert len(package.rooms) == 2
+
+
+async def test_the_share_rises_until_the_stage_is_written(
+    town: Town, deep: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(composing, "CHUNK", 4096)
+    shares: list[float] = []
+    await parts.gather(await whole(town, deep), 3, 6, shares.append)
+    assert shares == sorted(shares)
+    assert len([share for share in shares if share > parts.ADMITTED]) > 5
+    assert shares[-1] == 1
+
+
+async def test_a_stage_that_is_no_longer_wanted_is_no_longer_written(
+    town: Town, deep: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(composing, "CHUNK", 4096)
+    shares: list[float] = []
+
+    def leave(share: float) -> None:
+        shares.append(share)
+        if share > parts.ADMITTED:
+            scope.cancel()
+
+    package = await whole(town, deep)
+    with trio.CancelScope() as scope:
+        await parts.gather(package, 3, 6, leave)
+    assert scope.cancelled_caught
+    assert len([share for share in shares if share > parts.ADMITTED]) == 1
+    assert not [*cache_dir().glob("stages/*/*")]
+    await parts.gather(package, 3, 6, quiet)
+
+
+async def test_a_wait_that_tells_nothing_is_taken_for_progress_and_not_for_ever(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    shares: list[float] = []
+    async with parts.beating(shares.append, parts.OPENED, parts.QUEUED):
+        await trio.sleep(100 * lease.STALLED)
+    assert parts.OPENED == shares[0] < shares[-1] < parts.QUEUED
+    assert all(after - before > STEP for before, after in pairwise(shares))
+    assert len(shares) == parts.BEATS
+    assert 2 * parts.BEAT < lease.STALLED
+
+
+async def test_what_fails_during_a_wait_is_raised_as_it_is() -> None:
+    with pytest.raises(ModelError, match="too bad"):
+        async with parts.beating(quiet, 0.0, 0.5):
+            raise ModelError("too bad")
+
+
+async def test_a_fetch_that_is_waited_for_and_checked_is_in_progress(
+    town: Town, deep: ModelFile, autojump_clock: trio.testing.MockClock
+) -> None:
+    class Slow(Whole):
+        async def fetch(
+            self, artifacts: Sequence[str], progress: Callable[[float], None] = quiet
+        ) -> Sequence[Path]:
+            await trio.sleep(2 * lease.STALLED)
+            progress(0.5)
+            await trio.sleep(lease.STALLED / 2)
+            progress(1.0)
+            await trio.sleep(2 * lease.STALLED)
+            if self.is_lost:
+                raise ModelError("nobody has it")
+            return [Path(deep.path)]
+
+        is_lost = False
+
+    risen: list[tuple[float, float]] = []
+
+    def rise(share: float) -> None:
+        if share > (risen[-1][1] if risen else -1):
+            risen.append((trio.current_time(), share))
+
+    package = Slow(await town.packages.opened(deep.path))
+    await parts._fetch(package, ["layers"], rise)
+    times = [0.0, *(time for time, _ in risen), trio.current_time()]
+    assert max(after - before for before, after in pairwise(times)) < lease.STALLED
+    assert risen[-1][1] < parts.CHECKED
+    package.is_lost = True
+    with pytest.raises(ModelError, match="nobody has it"):
+        await parts._fetch(package, ["layers"], rise)
 
 
 async def test_other_rules_make_another_file(town: Town, deep: ModelFile) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -168,6 +168,52 @@ async def test_progress_is_waited_for(
         await trio.sleep(0.9 * lease.STALLED)
         await table.hears(Progress(share=step / 10))
     assert table.seat.end is None
+
+
+@pytest.mark.parametrize(
+    "reports",
+    [
+        [Progress(share=0.5)] * 9,
+        [Progress(share=0.5 + step * 1e-6) for step in range(9)],
+        [Broken(epoch=1)] * 9,
+    ],
+)
+async def test_reports_without_progress_are_not_waited_for(
+    table: Table, nursery: trio.Nursery, autojump_clock: Clock, reports: list[Any]
+) -> None:
+    begun = trio.current_time()
+    nursery.start_soon(table.seat.prepare)
+    for report in reports:
+        if table.seat.end is None:
+            await table.hears(report)
+            await trio.sleep(0.4 * lease.STALLED)
+    assert "nothing came of it" in str(table.seat.end)
+    assert trio.current_time() - begun < 2 * lease.STALLED
+
+
+async def test_a_connection_that_dies_while_it_is_spoken_to_is_one_end() -> None:
+    class Dying(End):
+        async def send(self, frame: bytes) -> None:
+            if lease_begun.is_set():
+                await self._die()
+            lease_begun.set()
+
+        async def listen(self, hear: Callable[[bytes], None]) -> None:
+            await self._die()
+
+        async def _die(self) -> None:
+            await dead.wait()
+            raise Unavailable("b is gone")
+
+    lease_begun, dead = trio.Event(), trio.Event()
+    seat = Seat(PREPARE, PLACE, alarm=lambda: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(seat.run, partial(opening, Dying()))
+        await lease_begun.wait()
+        seat._orders.send_nowait(LoadStage())
+        await trio.testing.wait_all_tasks_blocked()
+        dead.set()
+    assert str(seat.end) == "b is gone"
 
 
 async def test_a_lease_that_is_left_says_why(table: Table) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
-from meshnode_llama_cpp.engine import alone
+from meshnode_llama_cpp.process import alone
 from meshnode_skippy.backend import Skippy
 from meshnode_skippy.local import End, pipe
 
@@ -18,7 +18,7 @@ from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.package import Manifest, PackageRef
 from p2p_mesh.core.records import Announcement, ModelFile, Resources
 from p2p_mesh.core.wire import ErrorMessage, encode
-from p2p_mesh.errors import MeshError, Unavailable
+from p2p_mesh.errors import MeshError, ModelError, Unavailable
 from p2p_mesh.serve.backend import Limits, Package, Stream
 from p2p_mesh.serve.opening import Memory
 from p2p_mesh.serve.package.local import LocalPackage
@@ -35,6 +35,9 @@ class Whole:
     def __init__(self, package: LocalPackage) -> None:
         self._package = package
         self.fetched: list[Sequence[str]] = []
+        self.rooms: list[int] = []
+        self.most = 1 << 40
+        """Bytes that there is room for at a time."""
 
     @property
     def ref(self) -> PackageRef:
@@ -54,6 +57,13 @@ class Whole:
         self.fetched.append(artifacts)
         progress(1.0)
         return await self._package.sources(artifacts)
+
+    @asynccontextmanager
+    async def room(self, size: int) -> AsyncIterator[None]:
+        self.rooms.append(size)
+        if size > self.most:
+            raise ModelError("raise --max-disk")
+        yield
 
     async def whole(self, progress: Callable[[float], None] = lambda _: None) -> Path:
         raise Unavailable("only parts of it are wanted here")
