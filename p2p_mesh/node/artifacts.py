@@ -6,14 +6,14 @@ beyond --max-disk, nor, where demand alone wants it, without a word of --fetch-a
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import trio
+from msgspec.structs import replace
 
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.names import Digest, PeerId
@@ -23,12 +23,13 @@ from p2p_mesh.core.reference import read_hub
 from p2p_mesh.errors import MeshError, ModelError, Unavailable
 from p2p_mesh.journal import Journal
 from p2p_mesh.net.groups import bare
+from p2p_mesh.node.allowed import check_allowed, may_ask_hub
 from p2p_mesh.node.fetching import Fetching
 from p2p_mesh.node.library import Library
 from p2p_mesh.serve.hub import Hub
 from p2p_mesh.serve.package.local import LocalPackage
 from p2p_mesh.serve.package.packages import Packages
-from p2p_mesh.serve.package.whole import whole
+from p2p_mesh.serve.package.whole import is_whole, whole
 from p2p_mesh.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ LOOK = 0.5
 """Seconds between two looks at how far a fetch is,"""
 REPORT = 10.0
 """and between two log lines of it."""
-
-_DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
 Progress = Callable[[float], None]
 
@@ -72,16 +71,33 @@ class Used:
     async def fetch(
         self, artifacts: Sequence[str], progress: Progress = lambda _: None
     ) -> Sequence[Path]:
+        for _ in artifacts:
+            await self._fetch(artifacts, progress)
+            try:
+                return await self.package.sources(artifacts)
+            except ModelError:
+                if not self.package.missing(artifacts):
+                    raise
+            # The pieces of one were right, and it was wrong, and is gone: the list of them lies.
+            self.package.forget_pieces()
+        await self._fetch(artifacts, progress)
+        return await self.package.sources(artifacts)
+
+    async def _fetch(self, artifacts: Sequence[str], progress: Progress) -> None:
         await self._artifacts.fetch(
             self.package, artifacts, on_demand=self._on_demand, progress=progress
         )
-        return await self.package.sources(artifacts)
+
+    def room(self, size: int) -> AbstractAsyncContextManager[None]:
+        return self._artifacts.room(self.package, size)
 
     async def whole(self, progress: Progress = lambda _: None) -> Path:
         beside = {one.path for one in self.manifest.projectors}
         paths = [one.path for one in self.manifest.artifacts if one.path not in beside]
         await self.fetch(paths, progress)
-        return await whole(self.package, progress)
+        size = 0 if is_whole(self.package) else self.manifest.total_bytes
+        async with self.room(size):
+            return await whole(self.package, progress)
 
 
 class Artifacts:
@@ -145,9 +161,15 @@ class Artifacts:
         return used
 
     async def _named(self, ref: PackageRef) -> LocalPackage:
-        if (found := await self._packages.find(ref)) is not None:
+        if not may_ask_hub(self._settings, ref):
+            ref = replace(ref, hub="")
+        found = await self._packages.find(ref)
+        if found is not None and not _needs_pieces(found, ref):
             return found
-        manifest = await self._text(ref.manifest, ref.manifest, MAX_MANIFEST)
+        if found is None:
+            manifest = await self._text(ref.manifest, ref.manifest, MAX_MANIFEST)
+        else:
+            manifest = found.manifest_bytes
         pieces = await self._text(ref.pieces, ref.manifest, MAX_PIECES) if ref.pieces else b""
         package = await self._packages.add(ref, manifest, pieces)
         return await self._of_own_file(package) or package
@@ -209,7 +231,7 @@ class Artifacts:
             async with lock:
                 while missing := _distinct(package.missing(paths)):
                     if on_demand:
-                        self._check_allowed(package)
+                        check_allowed(self._settings, package.ref, package.manifest)
                     await self._fetch(package, missing, progress)
         finally:
             if not lock.locked() and not lock.statistics().tasks_waiting:
@@ -220,14 +242,30 @@ class Artifacts:
         self, package: LocalPackage, missing: Sequence[Artifact], progress: Progress
     ) -> None:
         size = sum(one.artifact_bytes for one in missing)
-        await self._check_disk(package, size)
+        async with self.room(package, size):
+            await self._fetch_into(package, missing, progress)
+
+    @asynccontextmanager
+    async def room(self, package: LocalPackage, size: int) -> AsyncIterator[None]:
+        """Around the writing of so many bytes. Raises ModelError where --max-disk forbids them."""
+        if size:
+            await self._check_disk(package, size)
+        self._reserved += size
+        try:
+            yield
+        finally:
+            self._reserved -= size
+
+    async def _fetch_into(
+        self, package: LocalPackage, missing: Sequence[Artifact], progress: Progress
+    ) -> None:
+        size = sum(one.artifact_bytes for one in missing)
         fetching = self._fetching[package.ref.manifest] = self._plan(package, missing)
         name, count = package.manifest.model_id, len(missing)
         self._journal.info(
             "artifacts_fetching", f"fetching {count} parts of {name}, {size / 1e9:.2f} GB",
             model=name, manifest=package.ref.manifest, parts=count, size_bytes=size,
         )  # fmt: skip
-        self._reserved += size
         try:
             await self._with_reports(fetching, package, progress)
         except MeshError as error:
@@ -237,7 +275,6 @@ class Artifacts:
             )  # fmt: skip
             raise
         finally:
-            self._reserved -= size
             del self._fetching[package.ref.manifest]
         seconds = trio.current_time() - fetching.started
         self._journal.info(
@@ -266,20 +303,29 @@ class Artifacts:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._report, fetching, progress)
                 await fetching.run()
+                left = package.missing(one.path for one in fetching.files)
+                if left and fetching.has_lies and not package.ref.hub:
+                    # Nothing vouches for a list of pieces; for the file, the manifest does.
+                    package.forget_pieces()
+                    await fetching.run_one_by_one()
                 await self._from_hub(fetching, package)
                 nursery.cancel_scope.cancel()
 
     async def _from_hub(self, fetching: Fetching, package: LocalPackage) -> None:
         """What no peer has sent."""
         left = package.missing(one.path for one in fetching.files)
-        if left and not package.ref.hub:
+        if not left:
+            return
+        if not package.ref.hub:
+            what = "sends a right" if fetching.has_lies else "serves"
             raise Unavailable(
-                f"no peer serves {left[0].path} of {package.manifest.model_id}, and it is "
-                "published nowhere"
+                f"no peer {what} {left[0].path} of {package.manifest.model_id}, and it is "
+                "published nowhere that was named here (--fetch-allow hf://NAMESPACE/REPOSITORY)"
             )
+        name = await self._hub.resolve(read_hub(package.ref.hub))  # a commit never changes
         for one in left:
             file = await self._hub.download(
-                read_hub(package.ref.hub), one.path, progress=fetching.by_hub(one)
+                name, one.path, size=one.artifact_bytes, progress=fetching.by_hub(one)
             )
             await package.adopt(one.path, file)
 
@@ -305,23 +351,10 @@ class Artifacts:
         taken = await self._packages.usage() + self._reserved
         if taken + size > limit:
             raise ModelError(
-                f"the parts of {package.manifest.model_id} take {size / 1e9:.2f} GB, and "
+                f"{size / 1e9:.2f} GB more are wanted for {package.manifest.model_id}, and "
                 f"{taken / 1e9:.2f} of {limit / 1e9:.2f} GB are taken: raise --max-disk, or clean "
                 "up with `meshnode package prune`"
             )
-
-    def _check_allowed(self, package: LocalPackage) -> None:
-        names = (package.manifest.model_id, package.ref.hub)
-        digests = (package.ref.manifest, package.manifest.source.sha256)
-        for one in self._settings.fetch_allow:
-            if any(name and fnmatchcase(name, one) for name in names):
-                return
-            if _DIGEST.fullmatch(one) and any(digest.startswith(one) for digest in digests):
-                return
-        raise ModelError(
-            f"nobody here asked for {package.manifest.model_id} by name, and --fetch-allow does "
-            "not name it: its parts are not fetched"
-        )
 
     def status(self) -> list[dict[str, Any]]:
         """What is being fetched now, as plain values."""
@@ -341,6 +374,15 @@ class Artifacts:
 def _distinct(files: Iterable[Artifact]) -> tuple[Artifact, ...]:
     """One of those that have the same content; the others come in another round."""
     return tuple({one.sha256: one for one in files}.values())
+
+
+def _needs_pieces(package: LocalPackage, ref: PackageRef) -> bool:
+    """Something is to be fetched, by another list than the one at hand, which may be wrong: the
+    manifest does not say which is right.
+    """
+    if ref.pieces in ("", package.ref.pieces):
+        return False
+    return bool(package.missing(one.path for one in package.manifest.artifacts))
 
 
 def _nobody(peer: PeerId) -> Any:

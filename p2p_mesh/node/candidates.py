@@ -20,7 +20,8 @@ from p2p_mesh.core.records import Held, InferenceRequest, ModelLoad, Query
 from p2p_mesh.core.routing import Candidate, Serving, catalogue, needs, rank, resumers
 from p2p_mesh.errors import Loading, MeshError, RequestError, Unavailable, UnknownModel
 from p2p_mesh.front.app import ModelCard
-from p2p_mesh.serve.supervisor import LACKS, Hosted
+from p2p_mesh.serve.capabilities import LACKS
+from p2p_mesh.serve.supervisor import Hosted
 
 STARTING = 5.0
 """Seconds after which a client may ask again for a model that is on standby."""
@@ -171,6 +172,12 @@ class Candidates:
     def unknown(self, model: ModelId) -> MeshError:
         if self.is_joining:
             return Unavailable("this node is still joining its mesh", retry_after=1.0)
+        if self._is_waiting(model):
+            return Loading(
+                f"{model} waits for nodes: it is cut into stages, and those that are there cannot "
+                f"hold them all; `meshnode status` where it was loaded shows what is missing",
+                retry_after=STARTING,
+            )
         if self._is_held(model):
             return Loading(
                 f"{model} is on the disk of a node, which starts it now that it is wanted",
@@ -187,6 +194,12 @@ class Candidates:
             _is_named(held, model) and (not held.resting or any(one.loading for one in stock))
             for stock in self._stocks()
             for held in stock
+        )
+
+    def _is_waiting(self, model: ModelId) -> bool:
+        """Whether a node would serve it in stages, and others are missing."""
+        return any(
+            one.waiting and _is_named(one, model) for stock in self._stocks() for one in stock
         )
 
     def _stocks(self) -> Iterator[tuple[Held, ...]]:

@@ -15,7 +15,7 @@ import trio
 from p2p_mesh.core.artifacts import Piece, Schedule, pieces
 from p2p_mesh.core.names import Digest, PeerId
 from p2p_mesh.core.package import Artifact
-from p2p_mesh.errors import MeshError, ModelError, RemoteError, Unavailable
+from p2p_mesh.errors import MeshError, ModelError, RemoteError
 from p2p_mesh.journal import Journal
 from p2p_mesh.net.groups import bare
 from p2p_mesh.serve.package.incoming import Incoming
@@ -66,8 +66,11 @@ class Fetching:
         """Bytes that each has sent."""
         self._files = {file.sha256: file for file in files}
         self._incoming: dict[Digest, Incoming] = {}
+        self._rng = rng
         self._schedule = Schedule((), rng)
         self._seek = seek
+        self._only: PeerId | None = None
+        """Who alone is asked now, so that what is wrong is its fault."""
         self._is_announced = is_announced
         self._open = open_line
         self._journal = journal
@@ -76,6 +79,8 @@ class Fetching:
         self._asking = 0
         self._finishing = 0
         self._failure: MeshError | None = None
+        self.has_lies = False
+        """Something came that was not what its hash says."""
         self._news = trio.Event()
 
     @property
@@ -103,12 +108,12 @@ class Fetching:
         return self.came / max(0.001, trio.current_time() - self.started)
 
     async def run(self) -> None:
-        """Returns when all is here, or nobody is left who might send the rest. What has come stays,
-        whatever happens. Raises ModelError where it cannot be kept.
+        """Returns when all is here, or nobody is left who might send the rest. What has come and is
+        not wrong stays, whatever happens. Raises ModelError where it cannot be kept.
         """
         with bare():
             async with trio.open_nursery() as nursery:
-                for file in self._files.values():
+                for file in self._left():
                     await self._begin(file, nursery)
                 self._ask_more(nursery)
                 while self._failure is None and self._is_under_way():
@@ -118,6 +123,28 @@ class Fetching:
                 nursery.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
+
+    async def run_one_by_one(self) -> None:
+        """As `run`, of one peer after the other, each from the begin of a file: where pieces cannot
+        be checked, this tells whose are wrong.
+        """
+        for peer in [one for one in self._seek() if self._schedule.has_met(one)]:
+            if not self._left():
+                return
+            for file in self._left():
+                await (await self.package.incoming(file.path)).forget()
+            self.done = self.total - sum(file.artifact_bytes for file in self._left())
+            self._only, self._tried = peer, set()
+            self._schedule = Schedule((), self._rng)
+            await self.run()
+
+    def _left(self) -> tuple[Artifact, ...]:
+        begun = self._incoming
+        return tuple(
+            file
+            for digest, file in self._files.items()
+            if digest not in begun or not begun[digest].is_finished
+        )
 
     def _is_under_way(self) -> bool:
         return self._finishing > 0 or (self._asking > 0 and not self._schedule.is_done)
@@ -136,7 +163,7 @@ class Fetching:
 
     def _ask_more(self, nursery: trio.Nursery) -> None:
         """Begins with everybody who is new."""
-        for peer in self._seek():
+        for peer in self._seek() if self._only is None else (self._only,):
             if peer not in self._tried and not self._schedule.is_done:
                 self._tried.add(peer)
                 self._asking += 1
@@ -211,6 +238,7 @@ class Fetching:
             self._wake()
             await trio.sleep_forever()  # until all of it is cancelled
         if not is_good:
+            self.has_lies = True
             path = self._files[piece.file].path
             raise RemoteError(f"piece {piece.number} of {path} is not what its hash says")
 
@@ -229,13 +257,22 @@ class Fetching:
         """Gives a file its name."""
         try:
             if not await self._incoming[file].finish():
-                # Its pieces have no hashes, so nobody knows which of the senders lies.
-                self._failure = Unavailable(
-                    f"what the peers sent of {self._files[file].path} has not the SHA-256 of the "
-                    "manifest, and without a list of its pieces nobody knows who is wrong"
-                )
+                self._doubt(self._files[file])
         except ModelError as error:
             self._failure = error
         finally:
             self._finishing -= 1
             self._wake()
+
+    def _doubt(self, file: Artifact) -> None:
+        """A file came whole, and is wrong. Its pieces have no hashes, so it is known who lies only
+        where one sent them all.
+        """
+        self.has_lies = True
+        self.done -= file.artifact_bytes
+        if (peer := self._only) is not None:
+            self._schedule.drop(peer)
+            self._journal.warning(
+                "artifacts_bad_peer", f"{peer} is asked no more: its {file.path} has not the "
+                "SHA-256 of the manifest", peer=peer, reason="wrong file",
+            )  # fmt: skip

@@ -5,7 +5,7 @@ that a backend holds, and those of --share.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol as Shape
@@ -121,22 +121,25 @@ class Library:
                 self._journal.debug("no_package", f"{path} is not served in parts: {error}")
             self._changed()
 
-    def _served(self) -> Mapping[Digest, LocalPackage]:
-        """By manifest."""
+    def _served(self) -> Collection[LocalPackage]:
+        """Each once. Two may have one manifest, and other lists of pieces."""
         kept = (one for one in self._kept.values() if one is not None)
         used = (one.package for one in self._users)
-        return {one.ref.manifest: one for one in (*self._shared.values(), *kept, *used)}
+        return dict.fromkeys((*self._shared.values(), *kept, *used))
 
     def announced(self) -> tuple[Digest, ...]:
         """The packages of which this node says that it serves parts."""
-        return tuple(sorted(self._served())[:MAX_PACKAGES]) if self._settings.has_artifacts else ()
+        if not self._settings.has_artifacts:
+            return ()
+        return tuple(sorted({one.ref.manifest for one in self._served()})[:MAX_PACKAGES])
 
     def held(self, manifest: Digest) -> Collection[Digest]:
-        package = self._served().get(manifest)
-        return () if package is None else [Digest(one) for one in package.blobs()]
+        packages = (one for one in self._served() if one.ref.manifest == manifest)
+        return tuple({Digest(digest) for one in packages for digest in one.blobs()})
 
     def find(self, sha256: Digest) -> _File | None:
-        for manifest, package in self._served().items():
+        for package in self._served():
+            manifest = package.ref.manifest
             blob = None if (manifest, sha256) in self._spoilt else _blob(package, sha256)
             if blob is not None:
                 return _File(blob, partial(self._spoilt.add, (manifest, sha256)))

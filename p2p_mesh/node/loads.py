@@ -58,7 +58,7 @@ def stages(path: str) -> Topology:
         ) from error
     if len(data) > MAX_PLAN:
         raise SettingsError(f"the plan of stages {path} has over {MAX_PLAN} bytes: it is none")
-    return read_topology(data)
+    return read_topology(data, path)
 
 
 def check_stages(settings: Settings, models: Iterable[ModelFile]) -> None:

@@ -23,6 +23,7 @@ from p2p_mesh.core.records import (
     Query,
     Reply,
     Resources,
+    Role,
     ServedModel,
 )
 from p2p_mesh.core.revocation import NOTHING, Revoked
@@ -76,8 +77,11 @@ class Announcer:
         backends: Iterable[str] = (),
         packages: Iterable[Digest] = (),
         members: int = 1,
+        role: Role = "member",
     ) -> bytes:
-        """The next envelope, newer than every one before it; `members` are in the mesh."""
+        """The next envelope, newer than every one before it; `members` are in the mesh. One that
+        serves nothing says so by its role.
+        """
         self._count += 1
         announcement = Announcement(
             sequence=(self._boot, self._count),
@@ -85,6 +89,7 @@ class Announcer:
             lifetime=announcements.lifetime(members),
             name=self._name,
             version=__version__,
+            role=role,
             resources=resources,
             models=tuple(models),
             held=tuple(held),

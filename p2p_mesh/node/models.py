@@ -348,4 +348,5 @@ def _held(model: ModelFile, hosted: Hosted | None, own: Own, *, is_busy: bool) -
         size_bytes=model.size_bytes,
         loading=is_loading and hosted is not None and hosted.load is not None,
         resting=own.state == "standby" and (own.is_resting or is_busy),
+        waiting=hosted is not None and hosted.is_waiting,
     )

@@ -54,7 +54,7 @@ from p2p_mesh.node.status import status
 from p2p_mesh.node.web import open_http
 from p2p_mesh.plugins import Plugins
 from p2p_mesh.serve import hardware
-from p2p_mesh.serve.backend import Source
+from p2p_mesh.serve.backend import Limits, Source
 from p2p_mesh.serve.hub import Hub
 from p2p_mesh.serve.opening import Memory
 from p2p_mesh.serve.package.packages import Packages
@@ -95,7 +95,7 @@ class Node:
         self.journal = journal
         self.extensions = Extensions(plugins, journal)
         self.inventory = Inventory()
-        memory = self.memory = Memory(hardware.measure(settings.memory_limit))
+        memory = self.memory = Memory(hardware.measure(settings.memory_limit), changed=self._change)
         self.artifacts = Artifacts(
             settings,
             Packages(digests.packages, digests),
@@ -116,6 +116,8 @@ class Node:
             is_planned=lambda model: self.models.is_planned(model),
             name=settings.node_name,
             listens=settings.p2p_host if settings.direct else None,
+            limits=Limits(settings.threads, settings.gpu_layers),
+            journal=journal,
         )
         self.models = Models(
             settings, plugins,
@@ -149,6 +151,7 @@ class Node:
             find=self.models.find,
             role=lambda: self.role,
             connected=lambda: self.members.connected if self.members else {},
+            is_away=self.port.is_away,
         )
         self._tickets = tickets
         self._token = secrets.token_urlsafe(24)
@@ -349,6 +352,7 @@ class Node:
             held=self.models.held()[: max(0, MODELS - len(served))],
             backends=self._backends(),
             packages=self.artifacts.library.announced(), members=len(self.inventory),
+            role="client" if self.settings.client else "member",
         )  # fmt: skip
         assert self.members is not None
         self.members.keep(envelope)
@@ -380,6 +384,7 @@ class Node:
             api_url=self.api_url, console_url=self.console_url, peer_id=network.peer_id,
             p2p_addrs=list(self._seeds(network)), mesh_id=self.belonging.id, invite=invite,
             models=[one.id for one in self.hosted.values() if one.state == "ready"],
+            waiting=[one.id for one in self.hosted.values() if one.is_waiting],
         )  # fmt: skip
         # What was made until now stays. To look all of it through again takes the collector a
         # tenth of a second, and every answer would wait for that.

@@ -57,6 +57,7 @@ class Planner:
         find: Callable[[str], Awaitable[Load]],
         role: Callable[[], Role | None],
         connected: Callable[[], Mapping[PeerId, Member]],
+        is_away: Callable[[PeerId], bool],
     ) -> None:
         self._mesh = mesh
         self._inventory = inventory
@@ -65,6 +66,7 @@ class Planner:
         self._find = find
         self._role = role
         self._connected = connected
+        self._is_away = is_away
 
     async def plan(self, wanted: Wanted) -> dict[str, Any]:
         """Plain values; docs/api.md has the shape. Raises ModelError for what is no model of this
@@ -98,12 +100,14 @@ class Planner:
 
     async def _stages(self, load: Load, me: PeerId) -> tuple[StageModel | None, Plan | Impossible]:
         """The plan of two stages or more, with the longest context that fits."""
+        if (refused := _refused(load, self._backends, self._mesh.resources())) is not None:
+            return None, refused
         package = await self._mesh.package(load.model)
         header = await trio.to_thread.run_sync(_header, package.metadata)
         try:
             cutting = families.study(header, tied=is_tied(package.manifest))
         except ModelError as error:
-            return None, Impossible(str(error))
+            return None, Impossible(str(error), is_final=True)
         first: tuple[StageModel, Plan | Impossible] | None = None
         for context, slots in rooms(load.context, load.slots, load.model.context_length):
             model = stage_model(
@@ -135,7 +139,7 @@ class Planner:
         for peer, offer in announced.items():
             yield site(
                 peer, offer.announcement, round_trip=self._mesh.round_trip(peer), model=model,
-                is_suspect=self._inventory.is_suspect(peer),
+                is_suspect=self._is_away(peer),
             )  # fmt: skip
         for peer, member in self._connected().items():
             if peer not in announced and member.role == "client":
@@ -155,6 +159,14 @@ def _asked(load: Load, wanted: Wanted) -> Load:
     )
 
 
+def _refused(load: Load, backends: Iterable[Backend], resources: Resources) -> Impossible | None:
+    """What the backend of stages says against the model, whatever nodes there are."""
+    found = choose([one for one in backends if one.name == BACKEND] or backends, load, resources)
+    if not isinstance(found, Refusal):
+        return None
+    return Impossible(found.reason, found.advice, is_final=True)
+
+
 def _header(path: Path) -> Header:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return read_header(data, len(data))
@@ -172,7 +184,7 @@ def _shown(found: Plan | Impossible) -> dict[str, Any]:
     if isinstance(found, Impossible):
         return {
             "fits": False, "reason": found.reason, "advice": found.advice,
-            "missing_bytes": found.missing, "excluded": excluded,
+            "missing_bytes": found.missing, "excluded": excluded, "final": found.is_final,
         }  # fmt: skip
     topology = found.topology()
     return {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from p2p_mesh.core.inventory import Inventory
@@ -12,12 +12,16 @@ from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.package import PackageRef
 from p2p_mesh.core.records import Announcement, ModelFile, Resources
 from p2p_mesh.errors import Unavailable
+from p2p_mesh.journal import Journal
+from p2p_mesh.net.peers import ENOUGH
 from p2p_mesh.node.artifacts import Artifacts
-from p2p_mesh.serve.backend import Package, Stream
+from p2p_mesh.serve.backend import Limits, Package, Stream
 from p2p_mesh.serve.opening import Memory
 
 if TYPE_CHECKING:
     from p2p_mesh.net.mesh import Network
+
+NO_LIMITS = Limits()
 
 Serve = Callable[[Stream, PeerId], Awaitable[None]]
 
@@ -36,6 +40,8 @@ class Port:
         is_planned: Callable[[ModelId], bool],
         name: str = "",
         listens: str | None = None,
+        limits: Limits = NO_LIMITS,
+        journal: Journal | None = None,
     ) -> None:
         """`is_planned`: whether a model is loaded because it is wanted, and nobody named it."""
         self._inventory = inventory
@@ -46,6 +52,8 @@ class Port:
         self._is_planned = is_planned
         self._name = name
         self._listens = listens
+        self._limits = limits
+        self._journal = journal or Journal()
         self._served: dict[str, Serve] = {}
 
     def me(self) -> PeerId:
@@ -59,6 +67,12 @@ class Port:
 
     def resources(self) -> Resources:
         return self._measured()
+
+    def limits(self) -> Limits:
+        return self._limits
+
+    def say(self, event: str, text: str) -> None:
+        self._journal.info(event, text)
 
     def round_trip(self, peer: PeerId) -> float | None:
         network = self._network()
@@ -74,11 +88,23 @@ class Port:
         return [
             (offer.peer, offer.announcement)
             for offer in self._inventory.offers()
-            if offer.peer != me
+            if offer.peer != me and not self.is_away(offer.peer)
         ]
 
+    def is_away(self, peer: PeerId) -> bool:
+        """Whether a member announced itself and does not answer now. A node is connected to all
+        others of a small mesh, and to some of a large one.
+        """
+        if self._inventory.is_suspect(peer):
+            return True
+        network = self._network()
+        members = network.members() if network is not None else None
+        return members is not None and len(members) < ENOUGH and peer not in members
+
     def open_stream(self, peer: PeerId, protocol: str) -> AbstractAsyncContextManager[Stream]:
-        return self._connected().open_stream(peer, protocol)
+        offer = self._inventory.get(peer)
+        name = offer.announcement.name if offer is not None else ""
+        return _named(self._connected().open_stream(peer, protocol), peer, name or peer)
 
     def _connected(self) -> Network:
         if (network := self._network()) is None:
@@ -104,3 +130,16 @@ class Port:
 
     def lease(self, memory_bytes: int) -> AbstractAsyncContextManager[None]:
         return self._memory.lease(memory_bytes)
+
+
+@asynccontextmanager
+async def _named(
+    opened: AbstractAsyncContextManager[Stream], peer: PeerId, name: str
+) -> AsyncIterator[Stream]:
+    """A stream whose errors call the peer by its name."""
+    try:
+        async with opened as stream:
+            yield stream
+    except Unavailable as error:
+        error.args = (str(error).replace(peer, name),)
+        raise

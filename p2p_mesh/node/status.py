@@ -65,6 +65,7 @@ def _model(hosted: Hosted, models: Models) -> dict[str, Any]:
     return {
         "id": hosted.id,
         "state": hosted.state,
+        "waiting": hosted.is_waiting,
         "progress": round(hosted.progress, 3),
         "error": hosted.error,
         "context": (about.context or None) if about else None,
@@ -74,6 +75,7 @@ def _model(hosted: Hosted, models: Models) -> dict[str, Any]:
         "queued": hosted.queued,
         "digest": hosted.digest,
         "engine_pid": about.pid if about else None,
+        "notes": list(hosted.notes),
         "planned": models.is_planned(hosted.id),
     }
 

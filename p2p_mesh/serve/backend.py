@@ -69,6 +69,14 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What this node's user allows every engine here, whoever it is for; None: not said."""
+
+    threads: int | None = None
+    gpu_layers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """A model fits: with this context and these slots it takes this much memory."""
 
@@ -157,6 +165,12 @@ class Package(Protocol):
         """
         ...
 
+    def room(self, size: int) -> AbstractAsyncContextManager[None]:
+        """Around the writing of a file of so many bytes that is composed of those parts. Raises
+        ModelError where the disk may hold no more.
+        """
+        ...
+
     async def whole(self, progress: Callable[[float], None] = lambda _: None) -> Path:
         """The model in one file (the first, where it is split). Raises as `fetch` does."""
         ...
@@ -181,6 +195,14 @@ class Mesh(Protocol):
 
     def resources(self) -> Resources:
         """What this node has to work with now, less what is leased."""
+        ...
+
+    def limits(self) -> Limits:
+        """What the user of this node has set for its engines."""
+        ...
+
+    def say(self, event: str, text: str) -> None:
+        """An event of this node's log: a name such as `stage_held`, and a sentence for users."""
         ...
 
     def round_trip(self, peer: PeerId) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,23 @@ class Hub:
         return await trio.to_thread.run_sync(self.look_up, name, abandon_on_cancel=True)
 
     async def download(
-        self, name: HubName, path: str, *, progress: Progress = lambda _: None
+        self,
+        name: HubName,
+        path: str,
+        *,
+        size: int | None = None,
+        progress: Progress = lambda _: None,
     ) -> Path:
-        """A file of a repository, in the cache. What was cut is resumed. Raises ModelError where
-        there is none, Unavailable.
+        """A file of a repository, in the cache. What was cut is resumed. Nothing of one that has
+        not `size` bytes is downloaded. Raises ModelError where there is none, Unavailable.
         """
 
         def report(done: float) -> None:
             trio.from_thread.run_sync(progress, done)  # ends the thread where nobody waits for it
 
-        return await trio.to_thread.run_sync(self.get, name, path, report, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(
+            partial(self.get, name, path, report, size=size), abandon_on_cancel=True
+        )
 
     def look_up(self, name: HubName) -> HubName:
         """As `resolve`, in this thread."""
@@ -67,17 +75,39 @@ class Hub:
             commit = known
         return _fixed(HubName(name.repo, commit or ""))
 
-    def get(self, name: HubName, path: str, progress: Progress = lambda _: None) -> Path:
+    def get(
+        self,
+        name: HubName,
+        path: str,
+        progress: Progress = lambda _: None,
+        *,
+        size: int | None = None,
+    ) -> Path:
         """As `download`, in this thread."""
         for _ in range(TRIES - 1):
             with suppress(_Cut):
-                return self._get(name, path, progress)
-        return self._get(name, path, progress)
+                return self._get(name, path, progress, size)
+        return self._get(name, path, progress, size)
 
-    def _get(self, name: HubName, path: str, progress: Progress) -> Path:
+    def _size(self, name: HubName, path: str) -> int | None:
+        """Of what is in the cache, or the hub has; None: it does not say."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+        cached = try_to_load_from_cache(
+            name.repo, path, cache_dir=self._cache, revision=name.revision
+        )
+        if isinstance(cached, str):
+            return os.path.getsize(cached)
+        endpoint = os.environ.get(ENDPOINT)
+        url = hf_hub_url(name.repo, path, revision=name.revision, endpoint=endpoint)
+        return get_hf_file_metadata(url, library_name="meshnode", endpoint=endpoint).size
+
+    def _get(self, name: HubName, path: str, progress: Progress, size: int | None) -> Path:
         from huggingface_hub import hf_hub_download
 
         with _in_words(name, path):
+            if size is not None and (found := self._size(name, path)) != size:
+                raise ModelError(f"{path} of {name} has {found} bytes, and {size} would be right")
             return Path(hf_hub_download(
                 name.repo, path, revision=name.revision, cache_dir=self._cache,
                 endpoint=os.environ.get(ENDPOINT), tqdm_class=_bar(progress),

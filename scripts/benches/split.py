@@ -34,6 +34,8 @@ LARGE = Shape(layers=20, width=2048, heads=32, kv_heads=4, feed=5632, vocabulary
               context=8192)  # fmt: skip
 """A billion parameters: a token takes some 50 ms."""
 STAGES = 2
+EVEN = 0, 7, SHAPE.layers
+"""Where a plan cuts it: the head weighs as much as two layers, and goes with the last ones."""
 CONTEXT, SLOTS = 1280, 16
 FEW, ONE = 512, 1
 """Context and slots where there is one stream."""
@@ -72,7 +74,7 @@ class Plan:
     tries: int = 3
 
 
-FULL = Plan(transports=12, streams={8: 5, 16: 4}, prefills=5, singles=6, laws=4)
+FULL = Plan(transports=8, streams={8: 3, 16: 3}, prefills=3, singles=4, laws=3)
 QUICK = Plan(transports=3, streams={8: 1, 16: 1}, prefills=1, singles=1, laws=1,
              round_trips=(20,), steps=2, tries=1)  # fmt: skip
 
@@ -99,7 +101,7 @@ class Bench:
         async with (
             run_engines(terms, self.folder) as direct,
             solo_node(self.folder, terms) as solo,
-            split_nodes(self.folder, terms, cuts=halves(SHAPE)) as split,
+            split_nodes(self.folder, terms, cuts=EVEN) as split,
         ):
             return [
                 *await self._transport(direct, solo, split),

@@ -335,6 +335,15 @@ async def test_model_on_a_disk_is_one_that_loads() -> None:
         await case.text("big")
 
 
+async def test_model_that_waits_for_nodes_says_so_elsewhere() -> None:
+    case = Case({"a": silent})
+    held = (Held(id=ModelId("big"), loading=True, waiting=True),)
+    announcement = msgspec.structs.replace(offer("a", "m").announcement, held=held)
+    case.inventory.apply(Offer(PeerId("a"), announcement, b"newer", 60.0))
+    with pytest.raises(Loading, match="big waits for nodes"):
+        await case.text("big")
+
+
 @pytest.mark.parametrize(("loads", "error"), [(True, Loading), (False, UnknownModel)])
 async def test_model_that_rests_is_one_that_loads_once_another_has(
     loads: bool, error: type[MeshError]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import msgspec
 import pytest
 import trio
+from msgspec.structs import replace
 
 from p2p_mesh.core.inventory import Inventory, read
+from p2p_mesh.core.manifest import write_pieces
 from p2p_mesh.core.names import Digest
-from p2p_mesh.core.package import PackageRef
+from p2p_mesh.core.package import PIECES, PackageRef, Pieces
 from p2p_mesh.core.records import ModelFile
 from p2p_mesh.errors import ModelError, Unavailable
 from p2p_mesh.journal import Entry, Journal
@@ -22,6 +24,7 @@ from p2p_mesh.node.artifacts import Artifacts
 from p2p_mesh.serve.hub import Hub
 from p2p_mesh.serve.package.blob import Job
 from p2p_mesh.serve.package.build import build
+from p2p_mesh.serve.package.local import LocalPackage
 from p2p_mesh.serve.package.packages import Packages
 from p2p_mesh.serve.store import Digests
 from p2p_mesh.settings import Settings
@@ -194,7 +197,7 @@ async def test_own_file_of_the_same_content_is_taken(tmp_path: Path, model: Mode
     async with sites(tmp_path) as (one, other):
         theirs = await one.artifacts.package(model)
         digest = await other.digests.of(copy)
-        other.files.append(msgspec.structs.replace(model, path=str(copy), digest=digest))
+        other.files.append(replace(model, path=str(copy), digest=digest))
         ours = await other.artifacts.package(theirs.ref)
         assert await ours.fetch([theirs.manifest.layers[0].path]) == (copy,)
         assert "artifacts_fetching" not in other.events()
@@ -220,6 +223,134 @@ async def test_piece_that_is_spoilt_is_not_taken(tmp_path: Path, model: ModelFil
         assert ours.package.missing([layer.path])
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_own"),
+    [
+        ({}, False),
+        ({"fetch_allow": ("hf://test/*",)}, True),
+    ],
+)
+async def test_hub_that_only_a_peer_names_is_not_asked(
+    tmp_path: Path, model: ModelFile, settings: dict[str, Any], is_own: bool
+) -> None:
+    async with sites(tmp_path, None, settings) as (one, other):
+        theirs = await one.artifacts.package(model)
+        hub = f"hf://test/tiny@{'0' * 40}"
+        ours = await other.artifacts.package(replace(theirs.ref, hub=hub))
+        assert ours.ref.hub == (hub if is_own else "")
+
+
+async def test_hub_that_sends_too_much_is_not_asked_for_it(
+    tmp_path: Path, model: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "built"
+    digests = Digests(tmp_path / "digests.json")
+    build(Path(model.path), folder, projectors=(), digests=digests, job=Job())
+    with serve_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        async with sites(tmp_path, None, {"fetch_allow": ("hf://test/*",)}) as (one, other):
+            theirs = await one.packages.opened(folder)
+            layer = theirs.manifest.layers[0].path
+            published = tmp_path / "published"
+            (published / layer).parent.mkdir(parents=True)
+            (published / layer).write_bytes((folder / layer).read_bytes() + b"x")
+            commit = hub.publish("test/tiny", published)
+            ref = replace(theirs.ref, hub=f"hf://test/tiny@{commit}")
+            package = await other.packages.add(ref, theirs.manifest_bytes, theirs.pieces_bytes)
+            with pytest.raises(ModelError, match=r"bytes, and \d+ would be right"):
+                await other.artifacts.fetch(package, [layer])
+            assert {method for method, path in hub.asked if layer in path} == {"HEAD"}
+
+
+def false_list(package: LocalPackage, *paths: str, hashed: bytes = b"lies") -> bytes:
+    """A list of pieces of a package as a liar names it: those of `paths` are of other bytes."""
+    assert package.pieces is not None
+    lies = {path: (hashlib.sha256(hashed).hexdigest(),) for path in paths}
+    hashes = {**package.pieces.hashes, **lies}
+    return write_pieces(Pieces(package.ref.manifest, hashes))
+
+
+async def poison(site: Site, package: LocalPackage, pieces: bytes) -> PackageRef:
+    """Has a site know a package by a false list of pieces."""
+    ref = PackageRef(manifest=package.ref.manifest, pieces=hashlib.sha256(pieces).hexdigest())
+    await site.packages.add(ref, package.manifest_bytes, pieces)
+    return ref
+
+
+async def test_false_list_of_pieces_gives_way_to_the_one_that_is_named(
+    tmp_path: Path, model: ModelFile
+) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        layer = theirs.manifest.layers[0].path
+        await poison(other, theirs.package, false_list(theirs.package, layer))
+        ours = await other.artifacts.package(theirs.ref)
+        assert ours.ref == theirs.ref
+        await ours.fetch([layer])
+        assert "artifacts_bad_peer" not in other.events()
+
+
+async def test_list_of_pieces_by_which_all_is_wrong_is_forgotten(
+    tmp_path: Path, model: ModelFile
+) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        layer = theirs.manifest.layers[0].path
+        ref = await poison(other, theirs.package, false_list(theirs.package, layer))
+        ours = await other.artifacts.package(ref)
+        assert await ours.fetch([layer])
+        assert "artifacts_bad_peer" in other.events()
+        assert ours.ref.pieces == ""
+
+
+async def test_list_of_pieces_that_fits_a_false_file_is_forgotten(
+    tmp_path: Path, model: ModelFile
+) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        layers = theirs.manifest.layers[:2]
+        assert layers[0].artifact_bytes == layers[1].artifact_bytes
+        spoilt = bytes(layers[0].artifact_bytes)
+        pieces = false_list(theirs.package, *(layer.path for layer in layers), hashed=spoilt)
+        ours = await other.artifacts.package(await poison(other, theirs.package, pieces))
+        find = one.artifacts.library.find
+        lie: Any = type("Lie", (), {"size": len(spoilt), "read": lambda *_: _give(spoilt)})()
+        lies: dict[str, Any] = {layer.sha256: lie for layer in layers}
+        lying: Any = one.artifacts.library
+        lying.find = lambda sha: lies.pop(sha, None) or find(sha)
+        paths = await ours.fetch([layer.path for layer in layers])
+        assert not lies
+        assert [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths] == [
+            layer.sha256 for layer in layers
+        ]
+
+
+async def test_hub_gives_what_a_liar_has_without_a_list_of_pieces(
+    tmp_path: Path, model: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "built"
+    digests = Digests(tmp_path / "digests.json")
+    build(Path(model.path), folder, projectors=(), digests=digests, job=Job())
+    (folder / PIECES).unlink()
+    with serve_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        commit = hub.publish("test/tiny", folder)
+        async with sites(tmp_path, {"share": (str(folder),)}) as (one, other):
+            await until(one.artifacts.library.announced)
+            theirs = await one.packages.opened(folder)
+            ref = PackageRef(manifest=theirs.ref.manifest, hub=f"hf://test/tiny@{commit}")
+            await other.packages.add(ref, theirs.manifest_bytes)
+            ours = await other.artifacts.package(ref)
+            layer = ours.manifest.layers[0]
+            spoilt = bytes(layer.artifact_bytes)
+            lie: Any = type("Lie", (), {"size": len(spoilt), "read": lambda *_: _give(spoilt)})()
+            find = one.artifacts.library.find
+            lying: Any = one.artifacts.library
+            lying.find = lambda sha: lie if sha == layer.sha256 else find(sha)
+            (path,) = await ours.fetch([layer.path])
+            assert path.read_bytes() == (folder / layer.path).read_bytes()
+
+
 async def _give(data: bytes) -> bytes:
     return data
 
@@ -239,6 +370,25 @@ async def test_disk_has_a_limit(tmp_path: Path, model: ModelFile) -> None:
         ours = await other.artifacts.package(theirs.ref)
         with pytest.raises(ModelError, match="raise --max-disk"):
             await ours.fetch([one.path for one in theirs.manifest.artifacts])
+
+
+async def test_file_that_is_composed_counts_too(tmp_path: Path, model: ModelFile) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        ours = await other.artifacts.package(theirs.ref)
+        await ours.fetch([file.path for file in theirs.manifest.artifacts])
+        taken, size = await other.packages.usage(), theirs.manifest.total_bytes
+        other.artifacts._settings = Settings(max_disk=(taken + size - 1) / 1e9)
+        with pytest.raises(ModelError, match="raise --max-disk"):
+            await ours.whole()
+        other.artifacts._settings = Settings(max_disk=(taken + size + 1) / 1e9)
+        async with ours.room(2):
+            with pytest.raises(ModelError, match="raise --max-disk"):
+                await ours.whole()
+        path = await ours.whole()
+        other.artifacts._settings = Settings(max_disk=1e-6)
+        assert await ours.whole() == path
+        assert await theirs.whole() == Path(model.path)
 
 
 @pytest.mark.parametrize(

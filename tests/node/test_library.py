@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import trio
 import trio.testing
 
 from p2p_mesh.core.names import Digest
+from p2p_mesh.core.package import PackageRef
 from p2p_mesh.core.records import ModelFile
 from p2p_mesh.errors import Unavailable
 from p2p_mesh.journal import Entry, Journal
@@ -102,6 +104,25 @@ async def test_changed_file_is_served_no_more(tmp_path: Path, model: ModelFile) 
         await file.read(0, file.size)
     assert desk.library.find(layer) is None
     assert desk.library.find(package.ref.manifest) is not None
+
+
+async def test_two_lists_of_the_pieces_of_a_package_are_served(
+    tmp_path: Path, model: ModelFile
+) -> None:
+    desk, other = Desk(tmp_path), Desk(tmp_path / "other")
+    package = await desk.packages.opened(model.path)
+    pieces = package.pieces_bytes.replace(package.pieces_bytes[-70:-10], b"0" * 60)
+    ref = PackageRef(manifest=package.ref.manifest, pieces=hashlib.sha256(pieces).hexdigest())
+    users = [
+        User(package),
+        User(await other.packages.add(ref, package.manifest_bytes, pieces)),
+    ]
+    for user in users:
+        desk.library.add(user)
+    assert desk.library.announced() == (package.ref.manifest,)
+    for digest in (package.ref.pieces, ref.pieces):
+        assert digest in desk.library.held(package.ref.manifest)
+        assert desk.library.find(Digest(digest)) is not None
 
 
 async def test_loaded_models_are_served_where_there_is_somebody(

@@ -107,6 +107,7 @@ def test_plan_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     bad, large = tmp_path / "bad.json", tmp_path / "large.json"
     bad.write_text("{")
     large.write_bytes(b" " * (MAX_PLAN + 1))
-    for path, words in ((bad, "is none"), (large, "bytes"), (tmp_path / "gone", "No such file")):
+    gone = tmp_path / "gone"
+    for path, words in ((bad, "bad.json is no plan"), (large, "bytes"), (gone, "No such file")):
         with pytest.raises(SettingsError, match=words):
             plain(MODEL, Settings(stages=str(path)))

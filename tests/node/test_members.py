@@ -100,6 +100,11 @@ def test_backends_are_announced() -> None:
     assert read(envelope, MESH, NOW).announcement.backends == tuple(names[:32])
 
 
+def test_node_that_serves_nothing_says_so() -> None:
+    envelope = announcer().make([], RESOURCES, [], NOW, role="client")
+    assert read(envelope, MESH, NOW).announcement.role == "client"
+
+
 def test_each_announcement_is_newer_than_the_last() -> None:
     mine = announcer()
     first, second = (mine.make([TINY], RESOURCES, ["/ip4/1.2.3.4/tcp/1"], NOW) for _ in range(2))

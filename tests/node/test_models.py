@@ -448,3 +448,4 @@ async def test_model_that_waits_for_other_nodes_is_left_to_others_where_nobody_n
         await models.load("m", is_planned=is_planned)
         await trio.sleep(30)
         assert ("m" in models.hosted) is not is_planned
+        assert models.held()[0].waiting is not is_planned

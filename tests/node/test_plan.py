@@ -92,11 +92,11 @@ class Case:
         self.clients: dict[PeerId, Any] = {}
         self.hear(ME, announced("alice"))
         mesh: Any = self.mesh
-        skippy = Echo()
-        skippy.name = "skippy"
+        self.skippy = Whole(Fit(512, 4, 0, is_split=True))
+        self.skippy.name = "skippy"
         self.planner = Planner(
-            mesh, self.inventory, [*backends, skippy], name="alice", find=self._find,
-            role=lambda: None, connected=lambda: self.clients,
+            mesh, self.inventory, [*backends, self.skippy], name="alice", find=self._find,
+            role=lambda: None, connected=lambda: self.clients, is_away=self.inventory.is_suspect,
         )  # fmt: skip
 
     async def _find(self, reference: str) -> Load:
@@ -245,3 +245,23 @@ def test_whole_is_asked_of_those_that_serve_whole() -> None:
     skippy.name = "skippy"
     assert not whole_here(load, [TOO_LARGE, skippy], resources())["fits"]
     assert whole_here(load, [FITS, skippy], resources())["fits"]
+
+
+async def test_what_the_backend_of_stages_refuses_no_node_can_mend(tmp_path: Path) -> None:
+    case = Case(tmp_path, backends=[TOO_LARGE])
+    case.hear(BOB, announced("bob"))
+    case.skippy.found = Refusal("it was trained for 512.")
+    found = await case.plan(split=True, context=99999)
+    assert found["choice"] is None
+    stages = found["stages"]
+    assert (stages["fits"], stages["final"], stages["reason"]) == (
+        False, True, "it was trained for 512.",
+    )  # fmt: skip
+
+
+async def test_plan_for_another_model_is_final(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    stage = Stage(node=PeerId("alice"), layer_start=0, layer_end=4)
+    other = Topology(model="other", manifest_sha256="a" * 64, stages=(stage,))
+    assert (await case.plan(topology=other))["stages"]["final"]
+    assert not (await case.plan(split=True))["stages"]["final"]

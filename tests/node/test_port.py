@@ -11,8 +11,10 @@ from p2p_mesh.core.names import Digest, ModelId, PeerId
 from p2p_mesh.core.package import PackageRef
 from p2p_mesh.core.records import Announcement, ModelFile, Resources
 from p2p_mesh.errors import Unavailable
+from p2p_mesh.journal import Entry, Journal
+from p2p_mesh.net.peers import ENOUGH
 from p2p_mesh.node.port import Port
-from p2p_mesh.serve.backend import Mesh, Stream
+from p2p_mesh.serve.backend import Limits, Mesh, Stream
 from p2p_mesh.serve.opening import Memory
 
 RESOURCES = Resources(memory_total=10, memory_free=10, threads=1)
@@ -28,8 +30,12 @@ MODEL = ModelFile(
 class Network:
     peer_id = PeerId("me")
 
-    def __init__(self) -> None:
+    def __init__(self, *members: str) -> None:
         self.served: list[str] = []
+        self.connected = dict.fromkeys(members or ("other",))
+
+    def members(self) -> dict[str, None]:
+        return self.connected
 
     def serve_protocol(self, protocol: str, attend: Any) -> None:
         self.served.append(protocol)
@@ -52,7 +58,7 @@ class Artifacts:
         return wanted, on_demand
 
 
-def port(network: Any = None, planned: str = "") -> Port:
+def port(network: Any = None, planned: str = "", **more: Any) -> Port:
     inventory = Inventory()
     for peer in ("me", "other"):
         inventory.apply(Offer(PeerId(peer), ANNOUNCEMENT, b"", 60.0))
@@ -64,12 +70,37 @@ def port(network: Any = None, planned: str = "") -> Port:
         network=lambda: network,
         measured=lambda: RESOURCES,
         is_planned=lambda model: model == planned,
+        **more,
     )
 
 
 def test_peers_are_the_others() -> None:
     assert [peer for peer, _ in port(Network()).peers()] == ["other"]
     assert len(port().peers()) == 2
+
+
+def test_who_does_not_answer_is_no_peer() -> None:
+    here = port(Network("third"))
+    assert here.peers() == []
+    assert here.is_away(PeerId("other"))
+    large = Network(*(f"peer {number}" for number in range(ENOUGH)))
+    assert len(port(large).peers()) == 1  # nobody is connected to all of a large mesh
+    suspecting = port(Network())
+    suspecting._inventory.suspect(PeerId("other"))
+    assert suspecting.peers() == []
+
+
+async def test_errors_of_a_stream_name_the_node() -> None:
+    @asynccontextmanager
+    async def dead() -> AsyncIterator[Stream]:
+        raise Unavailable("other does not answer")
+        yield
+
+    network: Any = Network()
+    network.open_stream = lambda peer, protocol: dead()
+    with pytest.raises(Unavailable, match=r"^x does not answer$"):
+        async with port(network).open_stream(PeerId("other"), "stage"):
+            pass
 
 
 def test_node_knows_itself_once_it_is_connected() -> None:
@@ -86,6 +117,18 @@ def test_round_trips_are_those_of_the_pings() -> None:
 
 def test_resources_are_measured_now() -> None:
     assert port().resources() is RESOURCES
+
+
+def test_what_a_backend_says_is_in_the_log() -> None:
+    said: list[Entry] = []
+    port(journal=Journal(said.append)).say("stage_held", "holding layers 3 to 6")
+    assert said == [Entry("info", "stage_held", "holding layers 3 to 6")]
+    port().say("stage_held", "nobody hears it")
+
+
+def test_limits_are_those_of_the_user() -> None:
+    assert port(limits=Limits(threads=3)).limits().threads == 3
+    assert port().limits() == Limits()
 
 
 async def test_streams_need_the_network() -> None:

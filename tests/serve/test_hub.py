@@ -58,6 +58,26 @@ async def test_file_comes_once(hub: LocalHub, ours: Hub) -> None:
     assert len(hub.asked) == asked
 
 
+async def test_nothing_comes_of_a_file_of_another_size(hub: LocalHub, ours: Hub) -> None:
+    name, size = await ours.resolve(NAME), bytes(range(256)) * (SIZE // 256)
+    with pytest.raises(
+        ModelError, match=r"shared/a\.gguf of hf://.* has \d+ bytes, and 7 would be"
+    ):
+        await ours.download(name, "shared/a.gguf", size=7)
+    assert "GET" not in {method for method, path in hub.asked if "a.gguf" in path}
+    await ours.download(name, "shared/a.gguf", size=len(size))
+
+
+async def test_size_of_a_file_in_the_cache_is_asked_of_nobody(hub: LocalHub, ours: Hub) -> None:
+    name = await ours.resolve(NAME)
+    path = await ours.download(name, "shared/a.gguf")
+    asked = len(hub.asked)
+    assert await ours.download(name, "shared/a.gguf", size=path.stat().st_size) == path
+    with pytest.raises(ModelError, match="would be right"):
+        await ours.download(name, "shared/a.gguf", size=7)
+    assert len(hub.asked) == asked
+
+
 async def test_cut_download_is_resumed(
     hub: LocalHub, ours: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,15 @@ async def test_two_leases_do_not_take_the_same() -> None:
                 pass
 
 
+async def test_what_is_leased_and_given_back_is_told() -> None:
+    seen: list[int] = []
+    memory = Memory(RESOURCES, changed=lambda: seen.append(memory.free().memory_free))
+    free = memory.free().memory_free
+    async with memory.lease(60), memory.lease(0):
+        assert seen == [free - 60]
+    assert seen == [free - 60, free]
+
+
 class Fixed(Echo):
     """A backend that assesses every model alike."""
 

@@ -503,12 +503,14 @@ async def test_model_waits_for_the_nodes_that_it_needs(autojump_clock: MockClock
     async with case.running() as hosted:
         assert (hosted.state, hosted.served()) == ("loading", None)
         assert hosted.error == "4 GB are missing"
+        assert (hosted.is_waiting, hosted.notes) == (True, ())
         with pytest.raises(Loading, match="m waits for other nodes: 4 GB are missing") as caught:
             await answer(hosted)
         assert caught.value.retry_after is not None
         await trio.sleep(40 * supervisor.LONGEST_PAUSE[True])
         assert await answer(hosted) == "one two three"
         assert len(waits(case)) == 1
+        assert not hosted.is_waiting
         split.engines[0].die()  # that it waited so often is not held against it
         await trio.sleep(1.0)
         assert await answer(hosted) == "one two three"
@@ -563,3 +565,15 @@ async def test_who_is_not_patient_or_needs_nobody_does_not_wait(backend: type[Ec
     echo.failures = missing(1)
     async with Case(echo, is_patient=backend is Echo).running() as hosted:
         assert hosted.state == "failed"
+
+
+async def test_notes_are_what_the_engine_says_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    echo = Echo()
+    async with Case(echo).running() as hosted:
+        await hosted.wait_settled()
+        engine = echo.engines[0]
+        about = dataclasses.replace(engine.describe(), notes=("layers 0-3 here",))
+        monkeypatch.setattr(engine, "describe", lambda: about)
+        assert hosted.notes == ("layers 0-3 here",)
+        monkeypatch.setattr(engine, "describe", None)  # a plugin's defect
+        assert list(hosted.notes) == []

@@ -32,7 +32,7 @@ class Incoming:
         self.artifact = artifact
         self._hashes = hashes
         self._target = target
-        aside = _aside(target, artifact)
+        aside = _aside(target, artifact, hashes or ())
         self._data = aside.with_suffix(".part")
         self._list = aside.with_suffix(".have")
         self._lock = threading.Lock()
@@ -152,8 +152,10 @@ def _whole(path: Path) -> bytes:
     return data[: len(data) & ~3]
 
 
-def _aside(target: Path, artifact: Artifact) -> Path:
-    """Named by its content: two artifacts of one content, at two paths, have two such files."""
+def _aside(target: Path, artifact: Artifact, hashes: Sequence[str]) -> Path:
+    """Named by its content: two artifacts of one content, at two paths, have two such files. What
+    was right by one list of pieces is not so by another.
+    """
     folder = target.parents[artifact.path.count("/")]
-    name = hashlib.sha256(artifact.path.encode()).hexdigest()[:16]
+    name = hashlib.sha256("\n".join((artifact.path, *hashes)).encode()).hexdigest()[:16]
     return folder / FOLDER / f"{artifact.sha256[:32]}-{name}"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import trio
+from msgspec.structs import replace
 
 from p2p_mesh.core.manifest import read_manifest, read_pieces
 from p2p_mesh.core.names import Digest
@@ -121,6 +122,15 @@ class LocalPackage:
     async def incoming(self, path: str) -> Incoming:
         """Where an artifact is to be put that is not here; the same for all who ask."""
         return await trio.to_thread.run_sync(self._receive, path)
+
+    def forget_pieces(self) -> None:
+        """Checks whole artifacts from now on: the list of pieces, which the manifest does not vouch
+        for, is wrong.
+        """
+        with self._lock:
+            self.pieces, self.pieces_bytes = None, b""
+            self.ref = replace(self.ref, pieces="")
+            self._incoming.clear()
 
     async def adopt(self, path: str, file: Path) -> None:
         """Takes a file that was got elsewhere as an artifact, without a copy of it. Raises

@@ -135,12 +135,14 @@ class Packages:
             raise ModelError(f"the manifest has the SHA-256 {digest}, and not {ref.manifest}")
         if pieces and hashlib.sha256(pieces).hexdigest() != ref.pieces:
             raise ModelError(f"the list of its pieces has not the SHA-256 {ref.pieces}")
-        package = self._local(manifest, pieces, hub=ref.hub)
+        origin = folders.read_origin(self.cache / digest)
+        hub = ref.hub or origin.hub
+        package = self._local(manifest, pieces, hub=hub)
         known = self._opened.get(digest)
         if known is not None and (not _lacks(known) or package.pieces in (None, known.pieces)):
             return known  # a list of pieces from elsewhere is no better than one's own
-        origin = folders.read_origin(package.folder)
-        self._write(package, msgspec.structs.replace(origin, hub=ref.hub or origin.hub), {})
+        package.home = known.home if known is not None else None
+        self._write(package, msgspec.structs.replace(origin, hub=hub), {})
         self._opened.pop(digest, None)
         return self._keep(package)
 

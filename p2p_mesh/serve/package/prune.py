@@ -11,7 +11,7 @@ import shutil
 import stat
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,9 @@ class Kept:
     name: str
     artifacts_bytes: int
     stages_bytes: int
+    linked_bytes: int
+    """What links of it lead to, in the cache of the hub's library, which other programs use: they
+    take room, and stay."""
     is_used: bool
     """By a node that runs: it stays."""
 
@@ -59,14 +62,14 @@ def hold(package: LocalPackage) -> None:
 
 
 def usage(cache: Path) -> int:
-    """The bytes that fetched artifacts and composed stages take."""
-    return _size(cache) + _size(cache.parent / STAGES)
+    """The bytes that fetched artifacts, and what came from a hub, and composed stages take."""
+    return _size(cache) + _linked(cache) + _size(cache.parent / STAGES)
 
 
 def prune(cache: Path, *, dry_run: bool = False) -> tuple[Kept, ...]:
     """Removes what no node uses, and says all that there was. Raises OSError."""
     found = (_prune(cache, manifest, dry_run=dry_run) for manifest in _manifests(cache))
-    return tuple(kept for kept in found if kept.size_bytes)
+    return tuple(kept for kept in found if kept.size_bytes or kept.linked_bytes)
 
 
 def _manifests(cache: Path) -> list[str]:
@@ -78,7 +81,10 @@ def _manifests(cache: Path) -> list[str]:
 def _prune(cache: Path, manifest: str, *, dry_run: bool) -> Kept:
     package, stages = cache / manifest, cache.parent / STAGES / manifest
     with _claimed(package) as is_free:
-        kept = Kept(manifest, _name(package), _size(package), _size(stages), is_used=not is_free)
+        kept = Kept(
+            manifest, _name(package), artifacts_bytes=_size(package), stages_bytes=_size(stages),
+            linked_bytes=_linked(package), is_used=not is_free,
+        )  # fmt: skip
         if is_free and not dry_run:
             _empty(package)
             if stages.is_dir():
@@ -122,6 +128,17 @@ def _name(package: Path) -> str:
         return read_manifest(folders.read_manifest_of(package)).model_id
     except ModelError:
         return "unknown"
+
+
+def _linked(folder: Path) -> int:
+    """Of the files that links lead to, each once: packages may share some."""
+    found: dict[tuple[int, int], int] = {}
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            with suppress(OSError):  # cleaned away
+                if path.is_symlink() and stat.S_ISREG((file := path.stat()).st_mode):
+                    found[file.st_dev, file.st_ino] = file.st_size
+    return sum(found.values())
 
 
 def _size(folder: Path) -> int:

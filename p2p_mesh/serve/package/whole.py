@@ -23,6 +23,11 @@ NAME = "whole.gguf"
 Progress = Callable[[float], None]
 
 
+def is_whole(package: LocalPackage) -> bool:
+    """Nothing is to be written. A file that is half there has another name."""
+    return package.original is not None or (package.stages / NAME).is_file()
+
+
 async def whole(package: LocalPackage, progress: Progress = lambda _: None) -> Path:
     """The model in one file: that of which the package is a view (the first of them, where it is
     split), or one that is written now. Raises Unavailable where an artifact is missing, ModelError.

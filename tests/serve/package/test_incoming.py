@@ -101,6 +101,14 @@ async def test_damaged_list_of_pieces_is_believed_only_where_it_can_be(
     assert set(incoming(tmp_path).missing()) >= {1, 2}
 
 
+async def test_what_was_right_by_another_list_is_not_taken_for_right(tmp_path: Path) -> None:
+    lies = tuple(hashlib.sha256(one[::-1]).hexdigest() for one in pieces())
+    assert await incoming(tmp_path, lies).put(0, pieces()[0][::-1])
+    assert incoming(tmp_path).missing() == (0, 1, 2)
+    assert incoming(tmp_path, None).missing() == (0, 1, 2)
+    assert incoming(tmp_path, lies).missing() == (1, 2)
+
+
 async def test_list_without_data_is_nothing(tmp_path: Path) -> None:
     assert await incoming(tmp_path).put(0, pieces()[0])
     (data,) = (tmp_path / FOLDER).glob("*.part")

@@ -44,6 +44,20 @@ async def test_sources_of_a_split_model_are_those_that_are_needed(
     assert names >= {one.name for one in gguf.GGUFReader(model).tensors if "blk.1." in one.name}
 
 
+async def test_package_without_its_list_of_pieces_checks_whole_artifacts(
+    partial: LocalPackage,
+) -> None:
+    artifact = partial.manifest.artifact(layer_path(1))
+    size = artifact.artifact_bytes
+    assert not await (await partial.incoming(artifact.path)).put(0, bytes(size))
+    partial.forget_pieces()
+    assert (partial.pieces, partial.ref.pieces) == (None, "")
+    assert partial.ref.pieces not in partial.blobs()
+    incoming = await partial.incoming(artifact.path)
+    assert await incoming.put(0, bytes(size))
+    assert not await incoming.finish()
+
+
 async def test_virtual_and_written_artifacts_are_alike(
     packages: Packages, model: Path, built: Path
 ) -> None:

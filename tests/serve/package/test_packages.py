@@ -195,6 +195,21 @@ async def test_package_that_is_fetched_goes_by_the_newest_list_of_pieces(
     assert mine.held() == (second,)
 
 
+async def test_newer_list_of_pieces_takes_nothing_from_a_package(
+    packages: Packages, digests: Digests, built: Path, tmp_path: Path
+) -> None:
+    (built / layer_path(1)).unlink()
+    theirs = await packages.opened(built)
+    pieces = theirs.pieces_bytes.replace(theirs.pieces_bytes[-70:-10], b"0" * 60)
+    other_list = PackageRef(manifest=theirs.ref.manifest, pieces=hashlib.sha256(pieces).hexdigest())
+    found = await packages.add(other_list, theirs.manifest_bytes, pieces)
+    assert (found.ref, found.home) == (other_list, built)
+    mine = Packages(tmp_path / "mine", digests)
+    published = PackageRef(manifest=theirs.ref.manifest, pieces=theirs.ref.pieces, hub="hf://a/b@c")
+    await mine.add(published, theirs.manifest_bytes, theirs.pieces_bytes)
+    assert (await mine.add(other_list, theirs.manifest_bytes, pieces)).ref.hub == "hf://a/b@c"
+
+
 async def test_adding_forgets_no_file(packages: Packages, digests: Digests, model: Path) -> None:
     theirs = await packages.opened(model)
     ref = PackageRef(manifest=theirs.ref.manifest, pieces=theirs.ref.pieces, hub="hf://a/b@c")
@@ -259,6 +274,11 @@ async def test_usage_counts_what_was_fetched(
     (found.stages / "0-1.gguf").write_bytes(bytes(1000))
     (found.folder / "layers").mkdir(parents=True)
     (found.folder / "layers" / "a.gguf").write_bytes(bytes(10))
-    (found.folder / "layers" / "b.gguf").symlink_to(model)
     (found.folder / ORIGIN).write_text("{}")
     assert await packages.usage() == 1010
+    (tmp_path / "hub").write_bytes(bytes(500))
+    for name in ("b.gguf", "c.gguf"):
+        (found.folder / "layers" / name).symlink_to(tmp_path / "hub")
+    (found.folder / "layers" / "d.gguf").symlink_to(tmp_path / "gone")
+    (found.folder / "layers" / "e").symlink_to(tmp_path)
+    assert await packages.usage() == 1510

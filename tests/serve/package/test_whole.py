@@ -10,7 +10,7 @@ import pytest
 from p2p_mesh.core.package import layer_path
 from p2p_mesh.errors import ModelError, Unavailable
 from p2p_mesh.serve.package.packages import Packages
-from p2p_mesh.serve.package.whole import NAME, whole
+from p2p_mesh.serve.package.whole import NAME, is_whole, whole
 from p2p_mesh.testing.packages import publish_elsewhere, split_model
 
 
@@ -24,8 +24,10 @@ def content(path: Path) -> tuple[dict[str, object], dict[str, tuple[int, bytes]]
 async def test_file_of_a_package_is_the_model(packages: Packages, built: Path, model: Path) -> None:
     package = await packages.opened(built)
     seen: list[float] = []
+    assert not is_whole(package)
     path = await whole(package, seen.append)
     assert path == package.stages / NAME
+    assert is_whole(package)
     assert content(path) == content(model)
     assert seen[-1] == 1.0
     inode = os.stat(path).st_ino
