@@ -73,6 +73,7 @@ def test_every_event_stands_in_the_docs() -> None:
                             page("docs/operating.md"), re.MULTILINE))  # fmt: skip
     assert "ready" in found
     assert found - listed == set()
+    sources += [path.read_text() for path in (ROOT / "plugins").rglob("meshnode_*/*.py")]
     assert {name for name in listed if not any(f'"{name}"' in one for one in sources)} == set()
 
 

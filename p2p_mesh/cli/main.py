@@ -102,6 +102,9 @@ def execute(arguments: list[str]) -> int:
         return leave.exit_code
     except click.Abort:
         return 130
+    except click.exceptions.NoArgsIsHelpError as error:  # a group, and no command of it
+        click.echo(str(error), err=True)
+        return 2
     except click.UsageError as error:
         return _say(f"{error.format_message()} (see `{_path(error)} --help`)", 2)
     except click.ClickException as error:

@@ -135,10 +135,11 @@ def pretty_log(stream: TextIO, clock: Callable[[], datetime] = now) -> Callable[
 
 def _welcome(entry: Entry) -> Text:
     fields = entry.fields
+    waiting = [f"{one} (waits for other nodes)" for one in fields.get("waiting", ())]
     rows = [
         ("API", fields["api_url"]),
         ("Console", fields["console_url"]),
-        ("Models", ", ".join(fields["models"]) or "none of its own"),
+        ("Models", ", ".join([*fields["models"], *waiting]) or "none of its own"),
     ]
     if fields["invite"]:
         rows.append(("Invite", fields["invite"]))

@@ -99,7 +99,8 @@ def check(folder: str, as_json: bool) -> int:
 def clean(dry_run: bool, as_json: bool) -> None:
     """Remove fetched artifacts and composed stages from the cache of this user.
 
-    What a running node uses stays. All of it can be made or fetched again.
+    What a running node uses stays, and so does what came from a hub: it lies in the cache of the
+    hub's library, for which there is `hf cache`. All that goes can be made or fetched again.
 
     \b
     Examples:
@@ -118,6 +119,11 @@ def clean(dry_run: bool, as_json: bool) -> None:
 
 
 def _gguf(reference: str) -> Path:
+    if reference.startswith("hf://"):
+        raise ModelError(
+            f"{reference} is a package already, or none at all: build takes a GGUF file of this "
+            f"machine; `meshnode run --model {reference}` serves a package"
+        )
     path = store.find(reference)
     if path.is_dir():
         raise ModelError(f"{path} is a package already")
@@ -165,6 +171,7 @@ def _kept(one: Kept, *, dry_run: bool) -> dict[str, object]:
         "manifest_sha256": one.manifest,
         "artifacts_bytes": one.artifacts_bytes,
         "stages_bytes": one.stages_bytes,
+        "linked_bytes": one.linked_bytes,
         "size_bytes": one.size_bytes,
         "used": one.is_used,
         "removed": not (dry_run or one.is_used),
@@ -179,6 +186,8 @@ def _list(found: tuple[Kept, ...], *, dry_run: bool) -> None:
         output.table(("MODEL", "MANIFEST", "ARTIFACTS", "STAGES", "STATE"), rows)
     free = sum(one.size_bytes for one in found if not one.is_used)
     output.line(f"{'Would free' if dry_run else 'Freed'} {_size(free)}")
+    if linked := sum(one.linked_bytes for one in found if not one.is_used):
+        output.line(f"{_size(linked)} from the hub stay in its own cache: see `hf cache --help`")
 
 
 def _size(size: int) -> str:

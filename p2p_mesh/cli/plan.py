@@ -48,15 +48,16 @@ _ALONE = (
 @click.option(
     "--save", metavar="FILE", type=click.Path(), help="Write the plan, for `run --stages`."
 )
+@click.option("--force", is_flag=True, help="--save may write over another file.")
 @data_dir_option
 @json_option
 def command(
     reference: str, data_dir: str | None, stages: str | None, save: str | None, as_json: bool,
-    **asked: Any,
-) -> None:  # fmt: skip
+    force: bool, **asked: Any,
+) -> int:  # fmt: skip
     """Show how the running node would serve a model: whole, or in stages over several nodes; who
     would hold which layers, who cannot and why, what is missing, and how fast it would be. Nothing
-    is loaded.
+    is loaded. It ends with code 1 where the model cannot be served, whatever nodes come.
 
     MODEL is what `meshnode load` takes: a GGUF file, or a model that the node has.
 
@@ -74,14 +75,18 @@ def command(
         if not as_json:
             output.line(_alone(reference, asked["ctx"], asked["parallel"]))
         raise Unavailable(_ALONE.format(str(error).partition(";")[0])) from error
+    target = Path(save).expanduser() if save is not None else None
+    if target is not None and not force:
+        _check_free(target)
     found = client.post("/api/plan", _body(reference, stages, asked), PATIENCE)
-    if save is not None:
-        _save(found, Path(save).expanduser())
+    if target is not None:
+        _save(found, target)
     if as_json:
         output.as_json(found)
-        return
-    for text in _lines(found):
-        output.line(text)
+    else:
+        for text in _lines(found):
+            output.line(text)
+    return 1 if _is_hopeless(found) else 0
 
 
 def _alone(reference: str, context: int | None, slots: int | None) -> str:
@@ -105,6 +110,12 @@ def _body(reference: str, stages: str | None, asked: dict[str, Any]) -> dict[str
     return {name: value for name, value in body.items() if value is not None}
 
 
+def _check_free(path: Path) -> None:
+    """Nobody's plan is lost, and no model either, where a name was mistaken."""
+    if path.is_file():
+        raise SettingsError(f"{path} is there already; --force writes over it")
+
+
 def _save(found: dict[str, Any], path: Path) -> None:
     if not found["stages"]["fits"]:
         raise LocalError(f"there is no plan to save: {found['stages']['reason']}")
@@ -115,9 +126,15 @@ def _save(found: dict[str, Any], path: Path) -> None:
     output.note(f"{path} is written; `meshnode run --stages {path}` keeps to it")
 
 
+def _is_hopeless(found: dict[str, Any]) -> bool:
+    """Whether it cannot be served, whatever nodes come."""
+    return found["choice"] is None and found["stages"].get("final", False)
+
+
 def _lines(found: dict[str, Any]) -> Iterator[str]:
-    verb = {"whole": "is served whole", "stages": "is cut into stages", None: "waits for nodes"}
-    yield f"{found['model']} ({found['size_bytes'] / 1e9:.2f} GB) {verb[found['choice']]}"
+    verbs = {"whole": "is served whole", "stages": "is cut into stages", None: "waits for nodes"}
+    verb = "cannot be served" if _is_hopeless(found) else verbs[found["choice"]]
+    yield f"{found['model']} ({found['size_bytes'] / 1e9:.2f} GB) {verb}"
     yield ""
     yield f"Whole, on this node: {_whole(found['whole'])}"
     if found["served_by"]:

@@ -270,7 +270,8 @@ def _allow_files() -> None:
 def _references(settings: Settings, *, is_client: bool = False) -> tuple[str, ...]:
     """The models to serve; `is_client`: by its invite, the node may only ask."""
     serving = {"--model": settings.model, "--endpoint": settings.endpoint,
-               "--standby": settings.standby, "--share": settings.share}  # fmt: skip
+               "--standby": settings.standby, "--share": settings.share,
+               "--split": settings.split, "--stages": settings.stages}  # fmt: skip
     if settings.client and any(serving.values()):
         wrong = next(flag for flag, given in serving.items() if given)
         raise SettingsError(f"--client serves nothing; leave out {wrong}, or --client")

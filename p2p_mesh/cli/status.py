@@ -35,6 +35,8 @@ def _show(found: dict[str, Any]) -> None:
         if rows:
             output.line("")
             output.table(title, rows)
+        if title[0] == "MODEL":
+            _show_more(found["models"])
 
 
 def _show_head(found: dict[str, Any]) -> None:
@@ -48,6 +50,13 @@ def _show_head(found: dict[str, Any]) -> None:
         output.line("  Revoked  this node's membership was taken back; it goes on alone")
     if found["revoked_peers"]:
         output.line(f"  Revoked  {found['revoked_peers']} of this mesh's peers")
+
+
+def _show_more(models: list[dict[str, Any]]) -> None:
+    """What is too long for a column: why a model is not ready, and who holds its layers."""
+    for one in models:
+        for text in (*([one["error"]] if one["error"] else []), *one.get("notes", ())):
+            output.line(f"  {one['id']}: {text}")
 
 
 def _tables(found: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], list[list[str]]]]:
@@ -77,9 +86,11 @@ def _tables(found: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], list[list[
 
 def _model(one: dict[str, Any]) -> list[str]:
     state = f"{one['progress']:.0%}" if one["state"] == "loading" else one["state"]
+    if one["error"] and one["state"] == "loading":
+        state = "waiting" if one.get("waiting") else "restarting"
     numbers = [str(one[key] if one[key] is not None else "-") for key in ("context", "slots")]
     counts = [str(one[key]) for key in ("active", "queued")]
-    return [one["id"], one["error"] or state, *numbers, *counts, one.get("device") or "-"]
+    return [one["id"], state, *numbers, *counts, one.get("device") or "-"]
 
 
 def _standby(one: dict[str, Any]) -> list[str]:

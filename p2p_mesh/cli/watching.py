@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from p2p_mesh.errors import LocalError, ModelError
 EVERY = 0.5
 """Seconds between two looks."""
 
+_NUMBERS = re.compile(r"\d+")
+
 Model = Mapping[str, Any]
 Look = Callable[[], Iterable[Model]]
 """The models of a node as they are now."""
@@ -19,9 +22,15 @@ Look = Callable[[], Iterable[Model]]
 
 def until_loaded(model: str, look: Look) -> Model:
     """The model once it is ready. Raises ModelError where it cannot be served."""
+    said = ""
     with output.progress() as show:
         while (found := _of(model, look()))["state"] == "loading":
-            show(f"{model} is loading: {found['progress']:.0%}")
+            # Numbers in a reason change all the time: it is told once.
+            if (reason := found.get("error")) and (words := _NUMBERS.sub("", reason)) != said:
+                said = words
+                output.note(f"{model} {_verb(found)}: {reason}; it is tried again and again")
+            far = "" if found.get("waiting") else f": {found['progress']:.0%}"
+            show(f"{model} {_verb(found)}{far}")
             time.sleep(EVERY)
     if found["state"] != "ready":
         raise ModelError(f"{model} is not served: {found['error'] or found['state']}")
@@ -40,6 +49,10 @@ def until_unloaded(model: str, look: Look) -> int:
             show(f"waiting for {_answers(left)}")
             time.sleep(EVERY)
     return waited or 0
+
+
+def _verb(model: Model) -> str:
+    return "waits for nodes" if model.get("waiting") else "is loading"
 
 
 def _answers(count: int) -> str:

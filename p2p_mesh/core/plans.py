@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
@@ -167,22 +168,42 @@ class Impossible:
     missing: int = 0
     """Bytes of memory; 0: it is not memory that is missing."""
     excluded: tuple[Excluded, ...] = ()
+    is_final: bool = False
+    """It stays so whatever nodes come."""
 
     def __str__(self) -> str:
         return f"{self.reason} {self.advice}".strip()
 
 
-def read_topology(data: bytes) -> Topology:
-    """A plan that somebody wrote. Raises SettingsError for what is none."""
+def read_topology(data: bytes, name: str = "the plan of stages") -> Topology:
+    """A plan that somebody wrote, in a file of that name. Raises SettingsError for what is none."""
     try:
         found = msgspec.json.decode(data, type=Topology)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SettingsError(
-            f"the plan of stages is none: {error}; `meshnode plan MODEL --save FILE` writes one"
+            f"{name} is no plan: {_readable(error)}; `meshnode plan MODEL --save FILE` writes one"
         ) from error
     if wrong := flaw(found):
-        raise SettingsError(f"the plan of stages for {found.model}: {wrong}")
+        raise SettingsError(f"{name} is no plan: {wrong}")
     return found
+
+
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+_PLACE = re.compile(r"(.*) - at `\$\.?(.+)`", re.DOTALL)
+
+
+def _readable(error: msgspec.DecodeError | UnicodeDecodeError) -> str:
+    """What a plan lacks, by the name that it has in the file."""
+    if not isinstance(error, msgspec.ValidationError):
+        return f"it is no JSON: {error}"
+    what, where = str(error), ""
+    if found := _PLACE.fullmatch(what):
+        what, where = found.groups()
+    if found := _MISSING.fullmatch(what):
+        return f"{where or 'it'} has no {found[1]}"
+    if "matching regex" in what:
+        what = "64 hex digits"
+    return f"{where or 'it'} must be {what.replace('`', '').removeprefix('Expected ')}"
 
 
 def flaw(topology: Topology) -> str:
@@ -200,12 +221,17 @@ def flaw(topology: Topology) -> str:
     return ""
 
 
+def layers(start: int, end: int) -> str:
+    """A half open range of layers as people are told of it: from the first to the last."""
+    return f"layers {start}-{end - 1}" if end - start > 1 else f"layer {start}"
+
+
 def _placed(number: int, place: Place) -> str:
     site = place.site
     far = "" if site.label == HERE else f" ({HERE if site.is_here else _distance(site)})"
     guessed = "" if site.bandwidth else ", its speed a guess"
     return (
-        f"stage {number}: layers {place.start} to {place.end - 1} on {site.label}{far}: "
+        f"stage {number}: {layers(place.start, place.end)} on {site.label}{far}: "
         f"{gigabytes(place.memory_bytes)} of {gigabytes(site.free)} GB, "
         f"{place.seconds * 1e3:.1f} ms a token{guessed}"
     )

@@ -304,6 +304,8 @@ class Held(Record, frozen=True, kw_only=True):
     """It is being loaded now, so that nobody else need load it."""
     resting: bool = False
     """It will not be loaded now, however much it is wanted: others need not wait for this node."""
+    waiting: bool = False
+    """It is loaded once other nodes are there to take stages of it."""
 
 
 class ModelLoad(Record, frozen=True, kw_only=True):

@@ -32,12 +32,13 @@ from p2p_mesh.core.plans import (
     Topology,
     delays,
     flaw,
+    layers,
     read_topology,
 )
 from p2p_mesh.core.sites import BACKEND, Site, gigabytes, objection, shortage
 
-__all__ = ["Excluded", "Impossible", "Place", "Plan", "Stage", "Topology", "plan", "read_topology",
-           "replace"]  # fmt: skip
+__all__ = ["Excluded", "Impossible", "Place", "Plan", "Stage", "Topology", "layers", "plan",
+           "read_topology", "replace"]  # fmt: skip
 
 MOST_STAGES = 64
 ORDERS = 2_000
@@ -94,7 +95,7 @@ def replace(
     if fits:
         return min(fits, key=lambda one: (one.peer != place.peer, _after(plan, lost, one)))
     return Impossible(
-        f"no other node can take the layers {place.start} to {place.end - 1} of {plan.model}, "
+        f"no other node can take {layers(place.start, place.end)} of {plan.model}, "
         f"which take {gigabytes(place.memory_bytes)} GB.",
         excluded=_excluded(reasons.items()),
     )
@@ -208,7 +209,8 @@ class _Planner:
         excluded = _excluded(self._reasons.items())
         if self._cuts.least() is None:
             why = model.obstacle(0, 1) if model.total > 1 else "it has one layer"
-            return Impossible(f"{model.id} cannot be cut into stages: {why}.", excluded=excluded)
+            reason = f"{model.id} cannot be cut into stages: {why}."
+            return Impossible(reason, excluded=excluded, is_final=True)
         if len(sites) < 2:
             who = f"only {sites[0].label} can" if sites else "no node of this mesh can"
             return Impossible(
@@ -240,25 +242,16 @@ class _Planner:
     # What somebody wrote
 
     def pinned(self, topology: Topology) -> Plan | Impossible:
-        """The plan of a topology, or the first thing that is wrong with it."""
-        order: list[Site] = []
-        reason = flaw(topology) or self._mismatch(topology)
-        for number, stage in enumerate(topology.stages):
-            if reason:
-                break
-            found = self._meant(stage)
-            if isinstance(found, str):
-                reason = found
-            elif found in order:
-                reason = f"{found.label} is named twice"
-            else:
-                reason = self._unfit(number, stage, found)
-                order.append(found)
-        if reason:
+        """The plan of a topology, or what is wrong with it: first, what no node can mend."""
+        found = [self._meant(stage) for stage in topology.stages]
+        never = flaw(topology) or self._mismatch(topology) or self._never(topology, found)
+        if reason := never or self._not_now(topology, found):
             return Impossible(
                 f"the plan for {topology.model} cannot be kept: {reason}.",
                 excluded=_excluded(self._reasons.items()),
+                is_final=bool(never),
             )
+        order = [one for one in found if isinstance(one, Site)]
         return self._plan(order, [one.layer_end for one in topology.stages])
 
     def _mismatch(self, topology: Topology) -> str:
@@ -281,21 +274,34 @@ class _Planner:
         found = exact or [one for one in self._sites if one.name == stage.node]
         if len(found) > 1:
             return f"{len(found)} nodes are called {stage.node}; name it by its peer id"
-        return found[0] if found else f"no node of this mesh is {stage.node}"
+        return found[0] if found else f"no node of this mesh that answers is {stage.node}"
 
-    def _unfit(self, number: int, stage: Stage, site: Site) -> str:
-        """Why the node cannot hold that stage; empty: it can."""
-        if (number == 0) != site.is_here:
-            return (
-                f"the first stage is that of the node which loads the model, {self._here.label}, "
-                f"and stage {number} is on {site.label}"
-            )
-        start, end = stage.layer_start, stage.layer_end
-        need = self._cuts.need(start, end)
-        if need is None:
-            return f"stage {number}, {self._model.obstacle(start, end)}"
-        why = self._objection(site, f"stage {number}", need)
-        return f"{site.label}: {why}" if why else ""
+    def _never(self, topology: Topology, found: Sequence[Site | str]) -> str:
+        """What no node can mend; empty: nothing."""
+        mine = self._here.peer, self._here.name
+        for number, (stage, one) in enumerate(zip(topology.stages, found, strict=True)):
+            is_here = one.is_here if isinstance(one, Site) else stage.node in mine
+            if one in found[:number] and isinstance(one, Site):
+                return f"{one.label} is named twice"
+            if is_here != (number == 0):
+                where = one.label if isinstance(one, Site) else stage.node
+                return (
+                    f"the first stage is that of the node which loads the model, "
+                    f"{self._here.label}, and stage {number} is on {where}"
+                )
+            if why := self._model.obstacle(stage.layer_start, stage.layer_end):
+                return f"stage {number}, {why}"
+        return ""
+
+    def _not_now(self, topology: Topology, found: Sequence[Site | str]) -> str:
+        """What stands against it as the nodes are now; empty: nothing."""
+        for number, (stage, one) in enumerate(zip(topology.stages, found, strict=True)):
+            if isinstance(one, str):
+                return one
+            need = self._model.need(stage.layer_start, stage.layer_end)
+            if why := self._objection(one, f"stage {number}", need):
+                return f"{one.label}: {why}"
+        return ""
 
 
 def _shortlist(sites: Sequence[Site], count: int) -> list[Site]:

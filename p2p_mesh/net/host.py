@@ -58,6 +58,10 @@ Handler = Callable[[Any], Awaitable[None]]
 TaskStatus = Any  # trio's own is not exported
 
 
+class Unreached(Unavailable):
+    """No address of a peer answered. It says what each was tried with, which is long."""
+
+
 class Watch(INotifee):  # type: ignore[misc]
     """Tells two callables of connections that came and went."""
 
@@ -219,7 +223,7 @@ class Host:
             raise Unavailable(f"{peer} opened no {protocol} stream") from error
 
     async def dial(self, peer: PeerId, addresses: Sequence[str]) -> None:
-        """Connects by whichever address answers first. Raises Unavailable.
+        """Connects by whichever address answers first. Raises Unreached.
 
         host.connect would try one address of them, wait 250 ms, and then ban the peer for a
         minute (defects H and I).
@@ -234,7 +238,7 @@ class Host:
                     nursery.start_soon(self._attempt, peer, address, place, won, failures)
         if not won.cancel_called:
             tried = "; ".join(failures)[:500] or "no address answered"
-            raise Unavailable(f"cannot reach {peer}: {tried}")
+            raise Unreached(f"cannot reach {peer}: {tried}")
 
     async def _attempt(
         self, peer: PeerId, address: str, place: int, won: trio.CancelScope, failures: list[str]

@@ -31,7 +31,7 @@ from p2p_mesh.net.gossip import MAX_MESSAGE, Gossip, Receive
 from p2p_mesh.net.groups import bare
 from p2p_mesh.net.handlers import Handlers
 from p2p_mesh.net.health import Pulse
-from p2p_mesh.net.host import Host
+from p2p_mesh.net.host import Host, Unreached
 from p2p_mesh.net.identity import Identity
 from p2p_mesh.net.inference import Questions
 from p2p_mesh.net.inventory import Snapshots
@@ -245,7 +245,10 @@ class Network:
     @asynccontextmanager
     async def _using(self, peer: PeerId) -> AsyncIterator[None]:
         """A peer that is connected, that answers, and that is watched closely meanwhile."""
-        await self.connect(peer)
+        try:
+            await self.connect(peer)
+        except Unreached as error:  # whoever asks something of it need not know its addresses
+            raise Unavailable(f"{peer} does not answer") from error
         with self._pulse.using(peer):
             if not self._pulse.is_fresh(peer):
                 await self._pulse.check(peer)

@@ -23,12 +23,10 @@ from p2p_mesh.core.backoff import delay
 from p2p_mesh.core.names import Digest, ModelId
 from p2p_mesh.core.records import (
     Delta,
-    EmbedQuery,
     InferenceRequest,
     ModelLoad,
     Query,
     Reply,
-    RerankQuery,
     ServedModel,
 )
 from p2p_mesh.core.tempo import Tempo
@@ -51,6 +49,7 @@ from p2p_mesh.serve.backend import (
     Mesh,
     Offer,
 )
+from p2p_mesh.serve.capabilities import LACKS, needed
 from p2p_mesh.serve.opening import Memory, Way, by_backend, by_source
 from p2p_mesh.serve.pulse import Heard, Pulse, Work
 from p2p_mesh.serve.slots import Slots
@@ -77,15 +76,6 @@ SAID_AFTER = 3.0
 """Seconds that a model waits for other nodes until that is logged: they need time to come."""
 
 _NUMBERS = re.compile(r"\d+")
-
-LACKS = {
-    "generate": "writes no text",
-    "embed": "makes no embeddings",
-    "rerank": "ranks no documents",
-    "vision": "takes no images",
-    "audio": "takes no sounds",
-}
-"""What is said of a model that has not the capability."""
 
 
 class Hosted:
@@ -123,7 +113,7 @@ class Hosted:
         self._rng = rng
         self._changed = changed
         self._is_patient = is_patient
-        self._is_waiting = False
+        self.is_waiting = False
         """Other nodes are wanted, and are not there."""
         self._waiting_since = math.inf
         self._said_waiting = ""
@@ -155,6 +145,16 @@ class Hosted:
     @property
     def description(self) -> Description | None:
         return self._about if self._engine else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its engine says of itself now: who holds which layers may have changed."""
+        if self._engine is None:
+            return ()
+        try:
+            return self._engine.describe().notes
+        except Exception:  # noqa: BLE001 - a plugin's own
+            return ()
 
     def served(self) -> ServedModel | None:
         """How this node announces the model; None until it has been ready, and once it is given
@@ -214,11 +214,11 @@ class Hosted:
         while True:
             self._ready_at, self._patience, self.progress = math.inf, trio.CancelScope(), 0.0
             reason = await self._serve(way)
-            is_lasting = way.is_lasting or self._is_waiting
+            is_lasting = way.is_lasting or self.is_waiting
             if not (self._has_served or is_lasting):
                 self._fail(reason)
                 return
-            waits = waits + 1 if self._is_waiting else 0
+            waits = waits + 1 if self.is_waiting else 0
             if not waits:
                 is_settled = trio.current_time() - self._ready_at > SETTLED
                 deaths = 0 if is_settled else deaths + 1
@@ -237,7 +237,7 @@ class Hosted:
         is_news, self.error = reason != self.error, reason
         self._enter("loading")
         self._settled.set()
-        if self._is_waiting:
+        if self.is_waiting:
             self._say_waiting()
         elif is_news:
             verb = "could not be opened" if self._ready_at == math.inf else "ended"
@@ -280,7 +280,9 @@ class Hosted:
         except Exception as error:  # noqa: BLE001 - a plugin's defect ends its engine, not the node
             return f"{way.maker} failed: {type(error).__name__}: {error}"
         finally:
-            self._is_waiting = is_waiting
+            if is_waiting != self.is_waiting:
+                self.is_waiting = is_waiting
+                self._changed()
 
     def _begin(self, engine: Engine, seconds: float) -> Pulse:
         about = engine.describe()
@@ -289,7 +291,7 @@ class Hosted:
         self._pulse = Pulse(engine, self.id, self._tempo, self._changed)
         self._ready_at = trio.current_time()
         self.progress, self.error = 1.0, ""
-        self._has_served, self._is_waiting = True, False
+        self._has_served, self.is_waiting = True, False
         self._waiting_since, self._said_waiting = math.inf, ""
         self._enter("ready")
         self._settled.set()
@@ -354,7 +356,7 @@ class Hosted:
 
     async def query(self, query: Query, asker: str = "") -> Reply:
         """What the engine replies, once it is the asker's turn. Raises as `generate` does."""
-        async with self._turn(query, asker, _needed(query)) as (engine, work):
+        async with self._turn(query, asker, needed(query)) as (engine, work):
             reply = await engine.query(query)
             work.take(reply)
             return reply
@@ -386,15 +388,5 @@ class Hosted:
         if not self.error:
             return Loading(f"{self.id} is being loaded ({self.progress:.0%})", retry_after=1.0)
         seconds = self._again_at - trio.current_time()
-        verb = "waits for other nodes" if self._is_waiting else "is being started again"
+        verb = "waits for other nodes" if self.is_waiting else "is being started again"
         return Loading(f"{self.id} {verb}: {self.error}", retry_after=max(1.0, seconds))
-
-
-def _needed(query: Query) -> Capability | None:
-    """What an engine must declare for a query; nothing for one of its vocabulary."""
-    match query:
-        case EmbedQuery():
-            return "embed"
-        case RerankQuery():
-            return "rerank"
-    return None

@@ -33,6 +33,14 @@ def test_help_lists_the_commands(arguments: list[str], capsys: pytest.CaptureFix
     assert all(f"\n  {command} " in shown for command in COMMANDS)
 
 
+@pytest.mark.parametrize("group", ["package", "mesh", "owner"])
+def test_group_alone_shows_its_help(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute([group]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"Usage: meshnode {group}")
+    assert "\nCommands:\n" in said
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_examples(
     command: str, capsys: pytest.CaptureFixture[str]

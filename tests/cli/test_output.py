@@ -65,6 +65,13 @@ def test_without_the_mesh_key_no_invite_is_shown() -> None:
     assert "none of its own" in stream.getvalue()
 
 
+def test_model_that_waits_is_not_left_out_of_the_welcome() -> None:
+    stream = io.StringIO()
+    fields = {**READY.fields, "models": [], "waiting": ["big"]}
+    output.pretty_log(stream, clock)(Entry("info", "ready", "ready", fields))
+    assert "Models   big (waits for other nodes)" in stream.getvalue()
+
+
 @pytest.mark.parametrize("form", [output.json_log, output.pretty_log])
 def test_reader_that_left_does_not_end_the_node(form: object) -> None:
     form(Closed(), clock)(READY)  # type: ignore[operator]

@@ -70,6 +70,8 @@ def test_build_refuses_what_it_cannot_write(
     assert "holds a package already" in run(capsys, "build", model, "--out", str(out), code=2)
     text = run(capsys, "build", str(out), "--out", str(tmp_path / "x"), code=2)
     assert "is a package already" in text
+    text = run(capsys, "build", "hf://a/b", "--out", str(tmp_path / "x"), code=2)
+    assert "build takes a GGUF file" in text
     (tmp_path / "file").write_text("in the way")
     text = run(capsys, "build", model, "--out", str(tmp_path / "file" / "x"), code=1)
     assert "cannot be written" in text
@@ -86,6 +88,22 @@ def test_cache_is_pruned(capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = json.loads(run(capsys, "prune", "--json"))
     assert (found["size_bytes"], found["removed"], found["used"]) == (2_000_000, True, False)
     assert not stages.exists()
+
+
+def test_what_stays_in_the_cache_of_the_hub_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blob, layers = tmp_path / "blob", cache_dir() / "packages" / ("ab" * 32) / "layers"
+    blob.write_bytes(bytes(3_000_000))
+    layers.mkdir(parents=True)
+    (layers / "layer-00000.gguf").symlink_to(blob)
+    (found,) = json.loads(run(capsys, "prune", "--dry-run", "--json"))
+    assert (found["size_bytes"], found["linked_bytes"]) == (0, 3_000_000)
+    text = run(capsys, "prune")
+    assert "Freed 0.0 MB" in text
+    assert "3.0 MB from the hub stay in its own cache" in text
+    assert blob.exists()
+    assert not layers.exists()
 
 
 def test_progress_is_shown_on_a_terminal(

@@ -120,7 +120,7 @@ def test_bad_plan_file_is_something_to_mend(
     bad.write_text("{}")
     arguments = ["plan", "m", "--stages", str(bad), "--data-dir", planning.directory]
     assert execute(arguments) == 2
-    assert "the plan of stages is none" in capsys.readouterr().err
+    assert f"{bad} is no plan: it has no model" in capsys.readouterr().err
     assert planning.asked == []
 
 
@@ -142,3 +142,29 @@ def test_without_a_node_it_says_what_it_can_and_what_to_do(
     assert "`meshnode run` in another terminal" in said.err
     assert execute(["plan", "meshnode-demo", "--json", "--data-dir", str(tmp_path)]) == 1
     assert capsys.readouterr().out == ""
+
+
+def test_what_no_node_can_mend_does_not_wait(
+    planning: Port, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopeless = found(
+        choice=None, whole={"fits": False, "reason": "No."}, stages=NO_STAGES | {"final": True}
+    )
+    planning.answers["/api/plan"] = [hopeless, hopeless]
+    assert execute(["plan", "m", "--data-dir", planning.directory]) == 1
+    assert capsys.readouterr().out.startswith("m (1.00 GB) cannot be served\n")
+    assert execute(["plan", "m", "--json", "--data-dir", planning.directory]) == 1
+    assert json.loads(capsys.readouterr().out)["stages"]["final"]
+
+
+def test_file_is_written_over_only_when_told(
+    planning: Port, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("mine")
+    arguments = ["plan", "m", "--save", str(path), "--data-dir", planning.directory]
+    assert execute(arguments) == 2
+    assert "--force writes over it" in capsys.readouterr().err
+    assert (path.read_text(), planning.asked) == ("mine", [])
+    assert execute([*arguments, "--force"]) == 0
+    assert read_topology(path.read_bytes()).model == "m"

@@ -59,6 +59,11 @@ def test_client_serves_nothing(given: dict[str, tuple[str, ...]]) -> None:
         _references(msgspec.structs.replace(Settings(client=True), **given))
 
 
+def test_client_holds_no_stages() -> None:
+    with pytest.raises(SettingsError, match="leave out --split, or --client"):
+        _references(Settings(client=True, split=True))
+
+
 def test_client_without_a_mesh_is_told_that_nothing_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

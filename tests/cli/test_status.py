@@ -2,7 +2,7 @@
 
 import pytest
 
-from p2p_mesh.cli.status import _model, _peer, _show_head
+from p2p_mesh.cli.status import _model, _peer, _show_head, _show_more
 
 
 def test_loading_model_shows_how_far_it_is() -> None:
@@ -11,10 +11,24 @@ def test_loading_model_shows_how_far_it_is() -> None:
     assert _model(row) == ["m", "25%", "-", "-", "0", "0", "-"]
 
 
-def test_failed_model_shows_why() -> None:
+def test_failed_model_shows_why(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"id": "m", "state": "failed", "progress": 0, "error": "too big", "context": 8,
            "slots": 2, "active": 1, "queued": 3, "device": "http://h:1"}  # fmt: skip
-    assert _model(row) == ["m", "too big", "8", "2", "1", "3", "http://h:1"]
+    assert _model(row) == ["m", "failed", "8", "2", "1", "3", "http://h:1"]
+    _show_more([row])
+    assert capsys.readouterr().out == "  m: too big\n"
+
+
+@pytest.mark.parametrize(("waiting", "state"), [(True, "waiting"), (False, "restarting")])
+def test_reason_to_wait_widens_no_column(waiting: bool, state: str) -> None:
+    row = {"id": "m", "state": "loading", "progress": 0.0, "error": "long " * 200, "context": None,
+           "slots": None, "active": 0, "queued": 0, "device": None, "waiting": waiting}  # fmt: skip
+    assert _model(row)[1] == state
+
+
+def test_who_holds_the_layers_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    _show_more([{"id": "m", "error": "", "notes": ["in stages: layers 0-5 here"]}])
+    assert capsys.readouterr().out == "  m: in stages: layers 0-5 here\n"
 
 
 def test_peer_shows_its_models() -> None:

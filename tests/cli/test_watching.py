@@ -30,6 +30,14 @@ def test_model_is_waited_for() -> None:
     assert until_loaded("m", looks(loading, loading, {"state": "ready"}))["state"] == "ready"
 
 
+def test_reason_to_wait_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    waits = {"state": "loading", "progress": 0.0, "error": "4 GB are missing", "waiting": True}
+    fewer = waits | {"error": "3 GB are missing"}
+    until_loaded("m", looks(waits, fewer, {"state": "ready"}))
+    said = capsys.readouterr().err
+    assert said.count("m waits for nodes: 4 GB are missing") == 1
+
+
 @pytest.mark.parametrize(
     ("last", "words"),
     [({"state": "failed", "error": "too big"}, "too big"), ({"state": "held"}, "held")],

@@ -1,5 +1,6 @@
 """The plan as it is said, kept and read again."""
 
+import json
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from p2p_mesh.core.plans import (
     Plan,
     Stage,
     Topology,
+    layers,
     read_topology,
 )
 from p2p_mesh.core.sites import Site
@@ -71,7 +73,7 @@ def test_plan_says_who_holds_what_and_why() -> None:
     words = plan.words()
     assert words[0] == "m: 9 layers in 3 stages, a context of 4096 tokens, 2 at a time"
     assert words[1] == (
-        "stage 0: layers 0 to 3 on alice (this node): 3.00 of 8.00 GB, 100.0 ms a token"
+        "stage 0: layers 0-3 on alice (this node): 3.00 of 8.00 GB, 100.0 ms a token"
     )
     assert "round trip 20.0 ms" in words[2]
     assert "not measured" in words[3]
@@ -92,7 +94,7 @@ def test_of_many_nodes_some_are_named() -> None:
 def test_this_node_needs_no_name() -> None:
     nameless = Site(PeerId("me"), free=8 * GB, bandwidth=10e9, is_here=True)
     plan = PLAN.with_place(0, Place(nameless, 0, 4, 3 * GB, GB))
-    assert "layers 0 to 3 on this node: 3.00 of" in plan.words()[1]
+    assert "layers 0-3 on this node: 3.00 of" in plan.words()[1]
 
 
 def test_impossible_says_what_would_help() -> None:
@@ -127,7 +129,7 @@ def stages(*ends: tuple[int, int]) -> dict[str, Any]:
         (stages((0, 0)), "one layer at least"),
         (stages((0, -1)), "layer_end"),
         (stages((0, 4)) | {"version": 2}, "version 2"),
-        (stages((0, 4)) | {"manifest_sha256": "x"}, "regex"),
+        (stages((0, 4)) | {"manifest_sha256": "x"}, "64 hex digits"),
     ],
 )
 def test_what_is_no_plan_is_refused_in_words(written: dict[str, Any], words: str) -> None:
@@ -147,3 +149,39 @@ def test_stage_is_half_open() -> None:
         stages=(Stage(node=PeerId("bob"), layer_start=0, layer_end=4),),
     )  # fmt: skip
     assert read_topology(msgspec.json.encode(topology)).stages[0].layer_end == 4
+
+
+def test_layers_are_told_from_the_first_to_the_last() -> None:
+    assert layers(0, 6) == "layers 0-5"
+    assert layers(6, 7) == "layer 6"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"manifest_sha256": "xx"}, "manifest_sha256 must be 64 hex digits"),
+        ({"version": "x"}, "version must be int, got str"),
+        ({"stages": []}, "stages must be array of length >= 1"),
+        ({"stages": [{"node": "x"}]}, "stages[0] has no layer_start"),
+        ({"stages": [{"node": "x", "layer_start": 1, "layer_end": 2}]}, "must begin at 0"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_name(
+    changes: dict[str, object], words: str
+) -> None:
+    plan = {"version": 1, "model": "m", "manifest_sha256": "a" * 64,
+            "stages": [{"node": "x", "layer_start": 0, "layer_end": 2}]}  # fmt: skip
+    with pytest.raises(SettingsError) as caught:
+        read_topology(json.dumps(plan | changes).encode(), "bad.json")
+    assert str(caught.value).startswith("bad.json is no plan: ")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(b"{", "it is no JSON"), (b'{"model": "\xff"}', "it is no JSON"), (b"{}", "it has no model"),
+     (b"[]", "it must be object, got array")],
+)  # fmt: skip
+def test_what_is_no_plan_at_all_is_said(data: bytes, words: str) -> None:
+    with pytest.raises(SettingsError, match=f"no plan: {words}"):
+        read_topology(data)

@@ -303,7 +303,7 @@ def test_topology_is_kept_though_another_plan_is_better() -> None:
         (pinned(("me", 0, 4), ("bob", 5, 8)), "must begin at 4"),
         (pinned(("bob", 0, 4), ("me", 4, 8)), "the first stage is that of"),
         (pinned(("me", 0, 4), ("me", 4, 8)), "named twice"),
-        (pinned(("me", 0, 4), ("nobody", 4, 8)), "no node of this mesh is nobody"),
+        (pinned(("me", 0, 4), ("nobody", 4, 8)), "no node of this mesh that answers is nobody"),
         (pinned(("me", 0, 4), ("twin", 4, 8)), "2 nodes are called twin"),
         (pinned(("me", 0, 4), ("small", 4, 8)), "small: stage 1 takes"),
         (pinned(("me", 0, 4), ("far", 4, 8)), "500 ms is over"),
@@ -311,6 +311,33 @@ def test_topology_is_kept_though_another_plan_is_better() -> None:
 )
 def test_topology_that_cannot_be_kept_fails_with_the_reason(topology: Topology, words: str) -> None:
     assert words in refused(plan(model(), SITES, topology=topology)).reason
+
+
+@pytest.mark.parametrize(
+    ("topology", "is_final"),
+    [
+        (pinned(("me", 0, 8), digest="b" * 64), True),
+        (pinned(("me", 0, 8), name="other"), True),
+        (pinned(("me", 0, 4), ("bob", 4, 7)), True),
+        (pinned(("me", 0, 4), ("bob", 5, 8)), True),
+        (pinned(("bob", 0, 4), ("me", 4, 8)), True),
+        (pinned(("nobody", 0, 4), ("bob", 4, 8)), True),
+        (pinned(("me", 0, 3), ("nobody", 3, 6), ("me", 6, 8)), True),
+        (pinned(("me", 0, 3), ("nobody", 3, 6), ("bob", 6, 7), ("bob", 7, 8)), True),
+        (pinned(("me", 0, 4), ("nobody", 4, 8)), False),
+        (pinned(("me", 0, 4), ("twin", 4, 8)), False),
+        (pinned(("me", 0, 4), ("small", 4, 8)), False),
+        (pinned(("me", 0, 4), ("far", 4, 8)), False),
+    ],
+)
+def test_what_no_node_can_mend_is_told_apart(topology: Topology, is_final: bool) -> None:
+    assert refused(plan(model(), SITES, topology=topology)).is_final == is_final
+
+
+def test_model_waits_for_memory_and_not_for_another_family() -> None:
+    whole = model(obstacle=lambda start, end: "one piece" if end - start < 8 else "")
+    assert refused(plan(whole, SITES, split=True)).is_final
+    assert not refused(plan(model(), [me(3)], split=True)).is_final
 
 
 def test_topology_cannot_cut_where_the_family_cannot() -> None:
@@ -348,6 +375,6 @@ def test_node_that_had_it_comes_first_then_the_near_ones() -> None:
 def test_no_node_for_it_is_told_with_the_reasons() -> None:
     found = made(plan(model(), NODES_OF_THREE))
     none = refused(replace(found, 2, [*NODES_OF_THREE[:2], node("small", 1)]))
-    assert "no other node can take the layers" in none.reason
+    assert "no other node can take layers" in none.reason
     assert [one.name for one in none.excluded] == ["small"]
     assert "coordinates" in refused(replace(found, 0, [node("c")])).reason

@@ -179,8 +179,12 @@ async def test_a_lost_node_is_replaced_and_then_nobody_can(tmp_path: Path, deep:
             await middle.stop(signal.SIGKILL)
         assert found.errors == []
         assert found.texts == right
+        await first.wait("stage_lost")
+        await first.wait("stages_joined")
+        before = len(first.log)
         await last.stop(signal.SIGKILL)
         await first.wait("engine_died")
+        await first.wait("model_waits", after=before)
         async with httpx.AsyncClient(timeout=30) as client:
             refused = await client.post(f"{first.url()}/v1/chat/completions", json=question(0))
         assert refused.status_code == 503

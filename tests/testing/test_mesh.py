@@ -5,7 +5,7 @@ import pytest
 from p2p_mesh.core.names import Digest, PeerId
 from p2p_mesh.core.package import PackageRef
 from p2p_mesh.errors import Unavailable
-from p2p_mesh.serve.backend import Mesh
+from p2p_mesh.serve.backend import Limits, Mesh
 from p2p_mesh.testing.mesh import NoMesh
 
 
@@ -20,5 +20,7 @@ async def test_nobody_is_there() -> None:
         await mesh.package(PackageRef(manifest=Digest("0" * 64)))
     assert mesh.round_trip(PeerId("x")) is None
     assert mesh.resources().memory_free
+    assert mesh.limits() == Limits()
+    mesh.say("stage_held", "nobody hears it")
     async with mesh.lease(1):
         pass

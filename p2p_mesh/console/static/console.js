@@ -18,7 +18,7 @@ const dash = (value) => (value === null || value === undefined || value === "" ?
 const list = (values) => ((values ?? []).length ? values.join(", ") : "–");
 const TONES = {
   ready: "good", connected: "good", loaded: "good", open: "good",
-  loading: "busy", suspect: "busy", unloading: "busy", failed: "bad", revoked: "bad",
+  loading: "busy", waiting: "busy", suspect: "busy", unloading: "busy", failed: "bad", revoked: "bad",
 };
 const date = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleString() : "–");
 const state = (name) => element("span", dash(name), TONES[name] ?? "");
@@ -38,13 +38,15 @@ function duration(seconds) {
 }
 
 function modelState(model) {
-  const parts = [state(model.state)];
-  if (model.state === "loading" && typeof model.progress === "number") {
+  const parts = [state(model.waiting ? "waiting" : model.state)];
+  if (model.state === "loading" && !model.waiting && typeof model.progress === "number") {
     const bar = document.createElement("progress");
     bar.value = model.progress;
     parts.push(" ", bar);
   }
-  if (model.error) parts.push(element("span", model.error, "small"));
+  for (const note of [model.error, ...(model.notes ?? [])]) {
+    if (note) parts.push(element("span", note, "small"));
+  }
   return parts;
 }
 

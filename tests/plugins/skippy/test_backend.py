@@ -126,6 +126,17 @@ def test_what_cannot_be_cut_is_refused_by_name(
     assert reason in refusal.reason
 
 
+async def test_plan_that_no_node_can_help_with_is_not_waited_for(
+    town: Town, deep: ModelFile
+) -> None:
+    for name in "abc":
+        town.node(name)
+    load = wanted(deep, topology=pinned(3, 6, manifest="0" * 64))
+    with pytest.raises(ModelError, match="another package"):
+        async with opened(town, load):
+            pass
+
+
 def test_it_wants_to_see_the_mesh_at_the_start() -> None:
     assert isinstance(Skippy(), Attached)
 
@@ -220,7 +231,7 @@ async def test_a_node_that_dies_is_replaced_by_another(town: Town, deep: ModelFi
         taken = engine._ring.plan.places[1]
     lines = dict(town.nodes[PeerId("a")].said)
     assert f"replaces them: {lost}: the stream was cut" in lines["stage_lost"]
-    assert f" s, layers {taken.start} to {taken.end} on {taken.peer}" in lines["stages_joined"]
+    assert f" s, layers {taken.start}-{taken.end - 1} on {taken.peer}" in lines["stages_joined"]
 
 
 async def test_a_node_that_nobody_can_replace_ends_the_engine_in_words(
