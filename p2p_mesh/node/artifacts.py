@@ -262,8 +262,9 @@ class Artifacts:
         size = sum(one.artifact_bytes for one in missing)
         fetching = self._fetching[package.ref.manifest] = self._plan(package, missing)
         name, count = package.manifest.model_id, len(missing)
+        parts = "1 part" if count == 1 else f"{count} parts"
         self._journal.info(
-            "artifacts_fetching", f"fetching {count} parts of {name}, {size / 1e9:.2f} GB",
+            "artifacts_fetching", f"fetching {parts} of {name}, {size / 1e9:.2f} GB",
             model=name, manifest=package.ref.manifest, parts=count, size_bytes=size,
         )  # fmt: skip
         try:
@@ -278,7 +279,7 @@ class Artifacts:
             del self._fetching[package.ref.manifest]
         seconds = trio.current_time() - fetching.started
         self._journal.info(
-            "artifacts_fetched", f"{count} parts of {name} are here, after {seconds:.1f} s",
+            "artifacts_fetched", f"fetched {parts} of {name} in {seconds:.1f} s",
             model=name, manifest=package.ref.manifest, parts=count, size_bytes=size,
             seconds=round(seconds, 3), from_peers=len(fetching.senders),
         )  # fmt: skip

@@ -35,6 +35,7 @@ from meshnode_skippy.seat import Seat
 from p2p_mesh.core.costs import StageModel
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.package import PackageRef
+from p2p_mesh.core.plans import layers
 from p2p_mesh.core.sites import Site, here, site
 from p2p_mesh.core.stages import Impossible, Place, Plan, replace
 from p2p_mesh.errors import EngineDied, MeshError, ModelError, Unavailable
@@ -278,7 +279,7 @@ class Ring:
             place = self._successor(lost)
 
     def _successor(self, lost: Seat) -> Place:
-        where = f"layers {lost.place.start} to {lost.place.end} were lost: {_worded(lost)}"
+        where = f"the {layers(lost.place.start, lost.place.end)} were lost: {_worded(lost)}"
         if self._load.topology is not None:
             raise Unavailable(f"{where}; the plan of stages names no other node")
         found = replace(
@@ -332,7 +333,10 @@ def _worded(lost: Seat) -> MeshError:
     assert error is not None
     if lost.place.is_here or _is_model(lost):
         return error
-    return Unavailable(f"{lost.place.name}: {error}", retry_after=error.retry_after)
+    said = str(error)
+    if not said.startswith(lost.place.name):
+        said = f"{lost.place.name}: {said}"
+    return Unavailable(said, retry_after=error.retry_after)
 
 
 @asynccontextmanager
