@@ -237,8 +237,10 @@ class Held:
         asked = self.asked
         async with parts.beating(self._progress, 0.0, parts.OPENED):
             package = await self._mesh.package(asked.package)
-        room = {"context": asked.context, "slots": asked.slots}
-        model = await parts.study(package, **room, kv_type=asked.kv_type, wire=asked.wire)
+        model = await parts.study(
+            package, context=asked.context, slots=asked.slots, kv_type=asked.kv_type,
+            wire=asked.wire,
+        )  # fmt: skip
         if obstacle := self._obstacle(model.total) or model.obstacle(asked.start, asked.end):
             raise ModelError(f"layers {asked.start} to {asked.end} can be no stage: {obstacle}")
         memory = model.need(asked.start, asked.end)

@@ -30,7 +30,8 @@ def greedy(context: Context, drawing: Drawing, count: int) -> list[int]:
     """What the model says after the prompt, one token a call."""
     context.forget(0)
     drawing.begin(Start(0, GREEDY))
-    row, said = compute(context, PROMPT), []
+    row = compute(context, PROMPT)
+    said: list[int] = []
     while len(said) < count:
         (token,) = drawing.draw(Fed(0, row, len(said))).tokens
         row = compute(context, [token], len(PROMPT) + len(said))
