@@ -47,7 +47,9 @@ def recurrent(header: Header, family: Family, total: int) -> tuple[bool, ...] | 
         interval = max(1, header.number("full_attention_interval", family.interval))
         return tuple((layer + 1) % interval != 0 for layer in range(total))
     heads = header.metadata.get(f"{header.architecture}.attention.head_count_kv")
-    if isinstance(heads, tuple) and 0 in heads[:total] and header.architecture != "deci":
+    if header.architecture == "deci" or not isinstance(heads, tuple) or len(heads) < total:
+        return None
+    if 0 in heads[:total]:
         return tuple(one == 0 for one in heads[:total])
     return None
 

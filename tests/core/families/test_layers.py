@@ -74,6 +74,8 @@ def test_recurrent_layers_come_from_a_list_an_interval_or_heads() -> None:
     headless = model("lfm2", attention__head_count_kv=(0, 8, 0))
     assert recurrent(headless, family("lfm2"), 3) == (True, False, True)
     assert recurrent(model("llama"), family("llama"), 3) is None
+    short = model("lfm2", attention__head_count_kv=(0,))
+    assert recurrent(short, family("lfm2"), 3) is None  # a list for other layers says nothing
     assert recurrent(model("deci", attention__head_count_kv=(0, 8)), family("deci"), 2) is None
 
 
