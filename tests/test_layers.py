@@ -13,23 +13,24 @@ PACKAGE = ROOT / "p2p_mesh"
 BASE = {"errors", "core"}
 MAY = {
     "errors": set(),
+    "groups": set(),
     "core": {"errors"},
     "journal": BASE,
     "settings": BASE,
     "state": BASE,
     "http": BASE | {"journal"},
-    "net": BASE | {"journal"},
+    "net": BASE | {"groups", "journal"},
     "serve": BASE | {"journal"},
     "front": BASE | {"journal", "http"},
     "console": BASE | {"journal", "http"},
     "hookspecs": BASE | {"serve.backend", "settings"},
     "plugins": BASE | {"hookspecs", "serve.backend", "settings"},
     "node": BASE
-    | {"journal", "settings", "state", "http", "net", "serve", "front", "console", "hookspecs",
-       "plugins"},
+    | {"groups", "journal", "settings", "state", "http", "net", "serve", "front", "console",
+       "hookspecs", "plugins"},
     "cli": BASE | {"journal", "settings", "state", "serve", "hookspecs", "plugins", "node"},
 }  # fmt: skip
-PLUGIN_MAY = {"errors", "core", "hookspecs", "settings", "serve.backend", "testing"}
+PLUGIN_MAY = {"errors", "groups", "core", "hookspecs", "settings", "serve.backend", "testing"}
 CORE_LIBRARIES = {"msgspec", "cryptography"}
 STANDARD_BUT_IMPURE = {"asyncio", "logging", "os", "pathlib", "random.SystemRandom", "secrets",
                        "socket", "subprocess", "sys", "threading", "time", "trio"}  # fmt: skip

@@ -26,9 +26,9 @@ from p2p_mesh.core.wire import (
     encode,
 )
 from p2p_mesh.errors import MeshError, Overloaded, RemoteError, Unavailable
+from p2p_mesh.groups import bare
 from p2p_mesh.journal import Journal
 from p2p_mesh.net import protocols as wires
-from p2p_mesh.net.groups import bare
 from p2p_mesh.net.inference import MAX_RESUMED, PROTOCOL, fitting, most_of
 from p2p_mesh.net.protocols import Protocols, Stream
 

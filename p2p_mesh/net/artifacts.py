@@ -37,7 +37,7 @@ from p2p_mesh.core.invite import Member
 from p2p_mesh.core.names import Digest, PeerId
 from p2p_mesh.core.wire import ErrorMessage, decode
 from p2p_mesh.errors import MeshError, Overloaded, RemoteError, Unavailable
-from p2p_mesh.net.groups import bare
+from p2p_mesh.groups import bare
 from p2p_mesh.net.offences import Offences
 from p2p_mesh.net.protocols import Protocol, Protocols, Stream
 

@@ -27,8 +27,8 @@ from p2p_mesh.core.admission import may_publish
 from p2p_mesh.core.invite import Member
 from p2p_mesh.core.names import MeshId, PeerId
 from p2p_mesh.errors import LocalError, RemoteError
+from p2p_mesh.groups import bare
 from p2p_mesh.journal import Journal
-from p2p_mesh.net.groups import bare
 from p2p_mesh.net.host import Host, name_of
 from p2p_mesh.net.offences import Offences
 from p2p_mesh.net.protocols import Gate

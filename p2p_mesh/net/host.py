@@ -32,10 +32,10 @@ from multiaddr import Multiaddr
 
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.errors import Unavailable
+from p2p_mesh.groups import bare
 from p2p_mesh.journal import Journal
 from p2p_mesh.net import patches
 from p2p_mesh.net.addresses import expand, remote_host, why_deaf
-from p2p_mesh.net.groups import bare
 from p2p_mesh.net.identity import Identity
 from p2p_mesh.net.muxer import FAREWELL
 

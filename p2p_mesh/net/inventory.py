@@ -18,8 +18,8 @@ from p2p_mesh.core.invite import Member
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.wire import INVENTORY_LIMIT, End, ErrorMessage
 from p2p_mesh.errors import MeshError, Overloaded, Refused, RemoteError, Unavailable
+from p2p_mesh.groups import bare
 from p2p_mesh.journal import Journal
-from p2p_mesh.net.groups import bare
 from p2p_mesh.net.offences import Offences
 from p2p_mesh.net.protocols import Protocol, Protocols, Stream
 

@@ -20,6 +20,7 @@ from p2p_mesh.core.revocation import Revoked
 from p2p_mesh.core.signature import Signed
 from p2p_mesh.core.wire import ADMISSION_LIMIT, decode, encode
 from p2p_mesh.errors import LocalError, MeshError, Refused, Unavailable
+from p2p_mesh.groups import bare
 from p2p_mesh.journal import Journal
 from p2p_mesh.net import protocols as wires
 from p2p_mesh.net.admission import Admission, Holder, Ourselves
@@ -28,7 +29,6 @@ from p2p_mesh.net.artifacts import Artifacts
 from p2p_mesh.net.control import Control
 from p2p_mesh.net.foreign import Foreign
 from p2p_mesh.net.gossip import MAX_MESSAGE, Gossip, Receive
-from p2p_mesh.net.groups import bare
 from p2p_mesh.net.handlers import Handlers
 from p2p_mesh.net.health import Pulse
 from p2p_mesh.net.host import Host, Unreached

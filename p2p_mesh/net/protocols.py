@@ -26,9 +26,9 @@ from p2p_mesh.core.invite import Member
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.wire import End, ErrorMessage, Frames, decode, encode, framed
 from p2p_mesh.errors import MeshError, RemoteError, Unavailable
+from p2p_mesh.groups import bare
 from p2p_mesh.journal import Journal
 from p2p_mesh.net.channel import Channel
-from p2p_mesh.net.groups import bare
 from p2p_mesh.net.host import Host, name_of
 from p2p_mesh.net.offences import Offences
 

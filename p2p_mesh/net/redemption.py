@@ -30,8 +30,8 @@ from p2p_mesh.core.invite import Credential, Ticket, check
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.wire import ADMISSION_LIMIT, ErrorMessage
 from p2p_mesh.errors import MeshError, Overloaded, Refused, RemoteError, Unavailable
+from p2p_mesh.groups import bare
 from p2p_mesh.journal import Journal
-from p2p_mesh.net.groups import bare
 from p2p_mesh.net.host import Host
 from p2p_mesh.net.identity import Identity
 from p2p_mesh.net.peers import read_seeds

@@ -21,8 +21,8 @@ from p2p_mesh.core.package import MAX_MANIFEST, MAX_PIECES, Artifact, Manifest, 
 from p2p_mesh.core.records import ModelFile
 from p2p_mesh.core.reference import read_hub
 from p2p_mesh.errors import MeshError, ModelError, Unavailable
+from p2p_mesh.groups import bare
 from p2p_mesh.journal import Journal
-from p2p_mesh.net.groups import bare
 from p2p_mesh.node.allowed import check_allowed, may_ask_hub
 from p2p_mesh.node.fetching import Fetching
 from p2p_mesh.node.library import Library

@@ -16,8 +16,8 @@ from p2p_mesh.core.artifacts import Piece, Schedule, pieces
 from p2p_mesh.core.names import Digest, PeerId
 from p2p_mesh.core.package import Artifact
 from p2p_mesh.errors import MeshError, ModelError, RemoteError
+from p2p_mesh.groups import bare
 from p2p_mesh.journal import Journal
-from p2p_mesh.net.groups import bare
 from p2p_mesh.serve.package.incoming import Incoming
 from p2p_mesh.serve.package.local import LocalPackage
 

@@ -27,10 +27,11 @@ import trio
 from msgspec import Struct
 
 from meshnode_llama_cpp import frames
-from meshnode_llama_cpp.process import alone, start, threads
+from meshnode_llama_cpp.process import start, threads
 from meshnode_llama_cpp.template import HELD
 from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply
 from p2p_mesh.errors import EngineDied, MeshError, ModelError, RequestError, from_code
+from p2p_mesh.groups import bare
 from p2p_mesh.serve.backend import Description, Fit, Load
 
 WORKER = "meshnode_llama_cpp.worker"
@@ -190,7 +191,7 @@ class LlamaEngine:
         Raises ModelError and EngineDied.
         """
         try:
-            with alone():
+            with bare():
                 async with trio.open_nursery() as nursery:
                     try:
                         nursery.start_soon(self._send)

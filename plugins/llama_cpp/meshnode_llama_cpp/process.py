@@ -1,5 +1,5 @@
-"""A process beside the node: how it is started, what it may know, how much of the machine it takes,
-and how the tasks fail that speak with it.
+"""A process beside the node: how it is started, what it may know, and how much of the machine it
+takes.
 """
 
 from __future__ import annotations
@@ -7,8 +7,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from subprocess import DEVNULL, PIPE
 
 import psutil
@@ -74,29 +73,3 @@ def threads() -> int:
     if sys.platform == "linux":
         usable = len(os.sched_getaffinity(0))
     return max(1, min(psutil.cpu_count(logical=False) or usable, usable - 1))
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Raises the first error of a nursery in the place of its group: tasks of one connection fail
-    together when it ends. A group in which everything was only cancelled passes as it is; trio
-    knows what to do with it.
-    """
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        _, failures = group.split(trio.Cancelled)
-        if failures is None:
-            raise
-        error = _first(failures)
-        try:
-            raise error
-        finally:
-            error.__context__ = None  # not the group, which would only say the same
-            del error, failures
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -25,7 +25,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import trio
-from meshnode_llama_cpp.process import alone
 
 from meshnode_skippy import news
 from meshnode_skippy.holder import NOTHING, Holder, Own
@@ -39,6 +38,7 @@ from p2p_mesh.core.plans import layers
 from p2p_mesh.core.sites import Site, here, site
 from p2p_mesh.core.stages import Impossible, Place, Plan, replace
 from p2p_mesh.errors import EngineDied, MeshError, ModelError, Unavailable
+from p2p_mesh.groups import bare
 from p2p_mesh.serve.backend import Load, Mesh
 
 SETTLE = 0.05
@@ -344,7 +344,7 @@ async def run_ring(
     holder: Holder, mesh: Mesh, load: Load, ref: PackageRef, planner: Planner
 ) -> AsyncIterator[Ring]:
     """A ring that is up, and is mended until the context is left."""
-    with alone():
+    with bare():
         async with trio.open_nursery() as nursery:
             try:
                 ring = Ring(holder, mesh, load, ref, nursery)

@@ -22,7 +22,6 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 
 import trio
-from meshnode_llama_cpp.process import alone
 from meshnode_llama_cpp.process import threads as own_threads
 
 from meshnode_skippy import lease, news, parts
@@ -56,6 +55,7 @@ from p2p_mesh.errors import (
     RemoteError,
     Unavailable,
 )
+from p2p_mesh.groups import bare
 from p2p_mesh.serve.backend import Mesh, Stream
 
 REPORT_EVERY = 0.25
@@ -184,7 +184,7 @@ class Held:
 
     async def run(self) -> None:
         """Until the lease ends. Raises what ended it, where that was not the coordinator."""
-        with alone():
+        with bare():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen, nursery.cancel_scope)
                 nursery.start_soon(self._speak, nursery.cancel_scope)
@@ -308,7 +308,7 @@ class Held:
 
     async def _live(self, process: StageProcess, pump: Pump) -> str:
         """Until the worker ends; why."""
-        with alone():
+        with bare():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(pump.run)
                 nursery.start_soon(self._link, pump)
@@ -322,7 +322,7 @@ class Held:
         commit = await self._next()
         while True:
             assert isinstance(commit, Commit)
-            with alone():
+            with bare():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._connect, pump, commit)
                     commit = await self._given.receive()

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import trio
-from meshnode_llama_cpp.process import alone
 
 from p2p_mesh.core.wire import ErrorMessage, encode
 from p2p_mesh.errors import MeshError, Unavailable
+from p2p_mesh.groups import bare
 from p2p_mesh.serve.backend import Stream
 
 MOST_FRAMES = 1024
@@ -105,7 +105,7 @@ async def within(
         finally:
             theirs.close()
 
-    with alone():
+    with bare():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(answer)
             try:

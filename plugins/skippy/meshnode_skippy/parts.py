@@ -21,7 +21,6 @@ from weakref import WeakValueDictionary
 
 import msgspec
 import trio
-from meshnode_llama_cpp.process import alone
 
 from meshnode_skippy import lease
 from meshnode_skippy.composing import compose
@@ -34,6 +33,7 @@ from p2p_mesh.core.package import artifacts_for
 from p2p_mesh.core.records import KvType
 from p2p_mesh.core.sizing import sliding
 from p2p_mesh.errors import ModelError
+from p2p_mesh.groups import bare
 from p2p_mesh.serve.backend import Package, Wire
 from p2p_mesh.settings import cache_dir
 
@@ -120,7 +120,7 @@ async def beating(progress: Progress, low: float, high: float) -> AsyncIterator[
     """Around what cannot tell how far it is: it is taken for small steps from `low` towards `high`,
     as long as there are any.
     """
-    with alone():
+    with bare():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_beat, progress, low, high)
             yield

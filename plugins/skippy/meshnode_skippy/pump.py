@@ -20,10 +20,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import trio
-from meshnode_llama_cpp.process import alone
 
 from meshnode_skippy.wire import MAX_BODY
 from p2p_mesh.errors import MeshError, RemoteError, Unavailable
+from p2p_mesh.groups import bare
 from p2p_mesh.serve.backend import Stream
 
 MOST_WAITING = 256 << 20
@@ -74,7 +74,7 @@ class Pump:
 
     async def run(self) -> None:
         """Until the worker has closed its end. Raises RemoteError for what is no frame."""
-        with alone():
+        with bare():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._feed)
                 # Where it has closed its end: its process is watched, and will tell why.

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 import trio
-from meshnode_llama_cpp.process import alone
 
 from meshnode_skippy import lease
 from meshnode_skippy.lease import Broken, Commit, LoadStage, Order, Prepare, Renew, Terms
 from p2p_mesh.core.stages import Place
 from p2p_mesh.core.wire import encode
 from p2p_mesh.errors import MeshError, Unavailable
+from p2p_mesh.groups import bare
 from p2p_mesh.serve.backend import Stream
 
 _PARTS = 0.6  # of the time until a stage is loaded, what fetching its parts is taken for
@@ -51,7 +51,7 @@ class Seat:
     async def run(self, opening: Callable[[], AbstractAsyncContextManager[Stream]]) -> None:
         """Keeps the lease until it ends, whoever ends it."""
         try:
-            with self._scope, alone():
+            with self._scope, bare():
                 async with opening() as stream:
                     await self._keep(stream)
         except MeshError as error:
@@ -68,7 +68,7 @@ class Seat:
 
     async def _keep(self, stream: Stream) -> None:
         await stream.send(encode(self.asked))
-        with alone():
+        with bare():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._speak, stream)
                 nursery.start_soon(self._renew, stream)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
-from meshnode_llama_cpp.process import alone
 from meshnode_skippy.backend import Skippy
 from meshnode_skippy.local import End, pipe
 
@@ -19,6 +18,7 @@ from p2p_mesh.core.package import Manifest, PackageRef
 from p2p_mesh.core.records import Announcement, ModelFile, Resources
 from p2p_mesh.core.wire import ErrorMessage, encode
 from p2p_mesh.errors import MeshError, ModelError, Unavailable
+from p2p_mesh.groups import bare
 from p2p_mesh.serve.backend import Limits, Package, Stream
 from p2p_mesh.serve.opening import Memory
 from p2p_mesh.serve.package.local import LocalPackage
@@ -161,7 +161,7 @@ class Neighbour:
         ours, theirs = pipe()
         entry = self.peer, peer, protocol, ours
         self.town.streams.append(entry)
-        with alone():
+        with bare():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(other._answer, protocol, theirs, self.peer)
                 try:
