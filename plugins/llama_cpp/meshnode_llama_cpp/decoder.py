@@ -103,6 +103,7 @@ class Decoder:
             matcher = self._grammars.compile(task.prompt.grammar, param=task.grammar_param)
             for token in sequence.choice.tokens:
                 matcher.accept(token)
+            sequence.matcher = matcher
         return sequence
 
     def cancel(self, number: int) -> None:
@@ -188,7 +189,7 @@ class Decoder:
             taken=tuple(sequence.choice.tokens) if task.prompt.grammar is not None else (),
         )
         try:
-            self._steps.begin(start)
+            self._steps.begin(start, sequence.matcher)
         except RequestError as error:
             self._refuse(sequence, error)
 
@@ -213,7 +214,8 @@ class Decoder:
         if ready is None:
             return
         self._guess(ready)
-        call = self._fill([one for one in self._live if not one.is_writing or one in ready])
+        write = set(ready)
+        call = self._fill([one for one in self._live if not one.is_writing or one in write])
         if not call.fed:
             return
         self._calls.append(call)

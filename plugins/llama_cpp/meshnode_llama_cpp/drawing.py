@@ -7,7 +7,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from meshnode_llama_cpp.context import Context
-from meshnode_llama_cpp.grammar import Grammars
+from meshnode_llama_cpp.grammar import Grammars, Matcher
 from meshnode_llama_cpp.model import Model
 from meshnode_llama_cpp.sampler import Sampler, logprob
 from p2p_mesh.core.records import Sampling, TokenLogprob
@@ -67,10 +67,11 @@ class Drawing:
         self._context, self._model, self._grammars = context, model, grammars
         self._samplers: dict[int, tuple[Sampler, int | None]] = {}
 
-    def begin(self, start: Start) -> None:
-        """Raises RequestError for a grammar that cannot be, or that its tokens broke."""
-        matcher = None
-        if start.grammar is not None:
+    def begin(self, start: Start, matcher: Matcher | None = None) -> None:
+        """`matcher`: that of the grammar, where there is one already. Raises RequestError for a
+        grammar that cannot be, or that its tokens broke.
+        """
+        if matcher is None and start.grammar is not None:
             matcher = self._grammars.compile(start.grammar, param=start.param or "tools")
             for token in start.taken:
                 matcher.accept(token)
@@ -99,8 +100,8 @@ class Drawing:
         try:
             while fed.draws:
                 place = len(tokens)
-                logits = self._context.logits(row + place)
-                known = None if top is None else logits.copy()  # a grammar writes into the others
+                # A copy, since a grammar writes into the others.
+                known = None if top is None else self._context.logits(row + place).copy()
                 token = sampler.sample(row + place, fed.position + place)
                 tokens.append(token)
                 if known is not None:

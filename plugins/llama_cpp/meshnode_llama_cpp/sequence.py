@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from meshnode_llama_cpp.chat import Grown
 from meshnode_llama_cpp.choice import NOTHING, Choice, joined, rest
+from meshnode_llama_cpp.grammar import Matcher
 from meshnode_llama_cpp.model import Model
 from meshnode_llama_cpp.prefixes import Rules
 from meshnode_llama_cpp.prompt import Part, Prompt
@@ -95,6 +96,8 @@ class Sequence(Sitter):
         """What its first delta begins with."""
         self.is_silent = resume is not None and resume.finished
         self.is_scored = task.is_scored and resume is None
+        self.matcher: Matcher | None = None
+        """Of its grammar, as far as its tokens had come when it was asked for."""
         self.was_scored = False
         """The first of its prompt's scores have gone out."""
         super().__init__(task.keys + self.choice.tokens)

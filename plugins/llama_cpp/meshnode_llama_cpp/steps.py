@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from meshnode_llama_cpp.context import Context
 from meshnode_llama_cpp.drawing import Drawing, Drawn, Fed, Start
+from meshnode_llama_cpp.grammar import Matcher
 from meshnode_llama_cpp.prefixes import Rules
 
 if TYPE_CHECKING:
@@ -95,8 +96,10 @@ class Steps(Protocol):
         """How many of so many sequences that write go best into one call."""
         ...
 
-    def begin(self, start: Start) -> None:
-        """A sequence has its slot. Raises RequestError for a grammar that cannot be."""
+    def begin(self, start: Start, matcher: Matcher | None) -> None:
+        """A sequence has its slot. `matcher` is that of its grammar, if it has one; whoever draws
+        elsewhere makes one of its own. Raises RequestError for a grammar that cannot be.
+        """
         ...
 
     def end(self, slot: int) -> None: ...

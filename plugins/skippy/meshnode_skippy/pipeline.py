@@ -24,6 +24,7 @@ from meshnode_skippy.wire import Batch, Order, Orders, Result
 from p2p_mesh.errors import RemoteError, RequestError
 
 if TYPE_CHECKING:
+    from meshnode_llama_cpp.grammar import Matcher
     from meshnode_llama_cpp.media import Medium, Projector  # its import maps libmtmd
 
 MOST_FLIGHTS = 64
@@ -185,7 +186,7 @@ class Ring:
         self._writing = writing
         return self._batches.together(writing) if writing else 0
 
-    def begin(self, start: Start) -> None:
+    def begin(self, start: Start, matcher: Matcher | None = None) -> None:
         self._ends.discard(start.slot)
         self._begins[start.slot] = start
 

@@ -80,6 +80,15 @@ def test_a_grammar_goes_on_where_its_tokens_had_come(
     assert model.piece(token) == b"c"
 
 
+def test_a_grammar_that_was_compiled_is_not_compiled_again(
+    context: Context, drawing: Drawing, model: Model
+) -> None:
+    matcher = Grammars(model).compile('start: " abc"')
+    drawing.begin(Start(0, GREEDY, grammar="start: nothing"), matcher)
+    (token,) = drawing.draw(Fed(0, compute(context, PROMPT))).tokens
+    assert b" abc".startswith(model.piece(token))
+
+
 def test_a_grammar_that_cannot_be_is_told(drawing: Drawing) -> None:
     with pytest.raises(RequestError, match="cannot be followed"):
         drawing.begin(Start(0, GREEDY, grammar="start: nothing"))
