@@ -110,7 +110,6 @@ class Prepared(Message, frozen=True, kw_only=True, tag="prepared"):
 class Loaded(Message, frozen=True, kw_only=True, tag="loaded"):
     numerics: ShortText = ""
     device: ShortText = ""
-    threads: Annotated[int, Meta(ge=0, le=2**20)] = 0
     notes: Annotated[tuple[Annotated[str, Meta(max_length=1024)], ...], Meta(max_length=16)] = ()
 
 
