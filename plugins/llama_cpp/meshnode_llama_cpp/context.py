@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from meshnode_llama_cpp.library import L, complaint
 from meshnode_llama_cpp.model import Model
-from meshnode_llama_cpp.prefixes import COPY, Rules
+from meshnode_llama_cpp.prefixes import rules_of
 from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import ModelError
 
@@ -112,10 +112,12 @@ class Context:
         if not self._memory and not self.takes_forgetful:
             raise ModelError(f"{model.name} has no memory of what it read: it cannot write")
         self.rows = Rows(plan.rows)
-        cells = model.window + plan.rows if model.window and not plan.is_exact else 0
-        # To move a slot's cells costs the more, the more of them there are.
-        copy = max(COPY, plan.context // 64)
-        self.rules = Rules(trims=not model.is_recurrent, cells=cells, copy=copy)
+        self.rules = rules_of(
+            is_recurrent=model.is_recurrent,
+            window=0 if plan.is_exact else model.window,
+            rows=plan.rows,
+            context=plan.context,
+        )
         self.vocabulary = model.token_count
         self._row_type = ctypes.c_float * self.vocabulary
         self._warm(max(0, model.begin))

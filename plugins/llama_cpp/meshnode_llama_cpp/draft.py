@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from meshnode_llama_cpp.context import Context
+from meshnode_llama_cpp.context import Context, Plan
 from meshnode_llama_cpp.model import Model
 from meshnode_llama_cpp.prefixes import common
 from p2p_mesh.errors import ModelError
@@ -93,6 +93,18 @@ class Draft:
 
     def _best(self, row: int) -> int:
         return int(self._context.logits(row)[: self._vocabulary].argmax())
+
+
+def open_draft(path: str, target: Model, plan: Plan, *, offload: bool) -> Draft:
+    """The model in a file, to guess for another one. Raises ModelError."""
+    small = Model(
+        path,
+        name=path.rpartition("/")[2],
+        progress=lambda _: None,
+        gpu_layers=-1 if offload else 0,
+    )
+    small.check_writes()
+    return Draft(small, Context(small, plan), target, plan.slots)
 
 
 def _alike(one: Model, other: Model) -> bool:

@@ -38,6 +38,17 @@ class Rules:
         return not self.trims or bool(self.cells and highest > self.cells)
 
 
+def rules_of(*, is_recurrent: bool, window: int, rows: int, context: int) -> Rules:
+    """Of a model whose sliding layers keep `window` tokens and a call beside them (0: all, or it
+    has none), with calls of so many rows and slots of so many tokens.
+    """
+    return Rules(
+        trims=not is_recurrent,
+        cells=window + rows if window else 0,
+        copy=max(COPY, context // 64),  # the more cells a slot has, the more it costs to move them
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """What a slot holds."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from meshnode_llama_cpp import frames
 from meshnode_llama_cpp.context import Context, Plan
 from meshnode_llama_cpp.decoder import Decoder
-from meshnode_llama_cpp.draft import Draft
+from meshnode_llama_cpp.draft import open_draft
 from meshnode_llama_cpp.drawing import Drawing
 from meshnode_llama_cpp.embedder import COMPANY, GPU_COMPANY, Embedder, role_of
 from meshnode_llama_cpp.grammar import Grammars
@@ -121,7 +121,11 @@ class Writer(Writing):
             limits=self._limits,
             context_length=command.context,
             speculates=command.speculation,
-            draft=_draft(model, command, plan, gpu_layers),
+            draft=(
+                None
+                if command.draft is None
+                else open_draft(command.draft, model, plan, offload=gpu_layers != 0)
+            ),
             projector=projector,
         )
         super().__init__(model, prompts, decoder, context_length=command.context)
@@ -203,16 +207,3 @@ def _senses(projector: Projector | None) -> tuple[Capability, ...]:
     if projector is not None and projector.audio:
         found.append("audio")
     return tuple(found)
-
-
-def _draft(model: Model, command: frames.Open, plan: Plan, gpu_layers: int) -> Draft | None:
-    if command.draft is None:
-        return None
-    small = Model(
-        command.draft,
-        name=command.draft.rpartition("/")[2],
-        progress=lambda _: None,
-        gpu_layers=-1 if gpu_layers else 0,
-    )
-    small.check_writes()
-    return Draft(small, Context(small, plan), model, plan.slots)

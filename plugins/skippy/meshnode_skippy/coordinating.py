@@ -7,12 +7,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from meshnode_llama_cpp.context import OUTPUTS, Context, Plan
+from meshnode_llama_cpp.context import OUTPUTS, Plan
 from meshnode_llama_cpp.decoder import Decoder
-from meshnode_llama_cpp.draft import Draft
+from meshnode_llama_cpp.draft import open_draft
 from meshnode_llama_cpp.grammar import Grammars
 from meshnode_llama_cpp.model import Model
-from meshnode_llama_cpp.prefixes import COPY, Rules
+from meshnode_llama_cpp.prefixes import Rules, rules_of
 from meshnode_llama_cpp.prompt import Prompts
 from meshnode_llama_cpp.scheduler import EXACT, Limits
 from meshnode_llama_cpp.seats import Seats
@@ -80,7 +80,11 @@ class Coordinator(Writing):
             limits=limits(command),
             context_length=command.context,
             speculates=command.speculation,
-            draft=_draft(model, command, gpu_layers),
+            draft=(
+                None
+                if command.draft is None
+                else open_draft(command.draft, model, plan(command), offload=gpu_layers != 0)
+            ),
         )
         prompts = Prompts(model, command.context)
         super().__init__(model, prompts, decoder, context_length=command.context)
@@ -113,18 +117,7 @@ class Coordinator(Writing):
 
 def rules(model: Model, command: OpenStage) -> Rules:
     """What the memories of all stages allow together."""
-    cells = 0 if command.deterministic or not command.window else command.window + ROWS
-    return Rules(trims=not model.is_recurrent, cells=cells, copy=max(COPY, command.context // 64))
-
-
-def _draft(model: Model, command: OpenStage, gpu_layers: int) -> Draft | None:
-    if command.draft is None:
-        return None
-    small = Model(
-        command.draft,
-        name=command.draft.rpartition("/")[2],
-        progress=lambda _: None,
-        gpu_layers=-1 if gpu_layers else 0,
+    window = 0 if command.deterministic else command.window
+    return rules_of(
+        is_recurrent=model.is_recurrent, window=window, rows=ROWS, context=command.context
     )
-    small.check_writes()
-    return Draft(small, Context(small, plan(command)), model, command.slots)
