@@ -102,7 +102,8 @@ def test_only_net_imports_libp2p() -> None:
 def test_every_module_has_its_test() -> None:
     missing = []
     plugins = [(ROOT / f"plugins/{name}/meshnode_{name}", ROOT / f"tests/plugins/{name}")
-               for name in ("llama_cpp", "openai_endpoint", "skippy")]  # fmt: skip
+               for name in ("expert_shards", "flash_moe", "llama_cpp", "openai_endpoint",
+                            "skippy")]  # fmt: skip
     for folder, tests in ((PACKAGE, ROOT / "tests"), *plugins):
         for path in modules(folder):
             if path.name in ("__init__.py", "__main__.py"):

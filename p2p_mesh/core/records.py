@@ -15,6 +15,10 @@ from p2p_mesh.core.names import Digest, ModelId, RequestId
 Role = Literal["member", "client"]
 Finish = Literal["stop", "length", "tool_calls"]
 KvType = Literal["f16", "q8_0", "q4_0"]
+Choice = Literal["whole", "stages", "shards", "flash"]
+"""How a model is served: on one node; its layers on several; each of several with a part of its
+experts; or with its experts on the disk of one.
+"""
 
 ShortText = Annotated[str, Meta(max_length=256)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -249,6 +253,15 @@ Query = EmbedQuery | RerankQuery | TokenizeQuery | DetokenizeQuery
 Reply = Vectors | Scores | Tokens | Text
 
 
+class Shard(Record, frozen=True, kw_only=True):
+    """What an expert shard is of: the model whose experts it has some of."""
+
+    model: Annotated[Digest, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    """The digest of the whole model."""
+    mass: Annotated[float, Meta(ge=0, le=1)]
+    """The share of the routing that goes to the experts it has, as measured on texts."""
+
+
 class ModelFile(Record, frozen=True, kw_only=True):
     """A model file on this node, as its header describes it."""
 
@@ -267,6 +280,16 @@ class ModelFile(Record, frozen=True, kw_only=True):
     window_bytes_per_token: int = 0
     """Of `kv_bytes_per_token`, what the sliding layers take."""
     digest: Digest | None = None
+    experts: int = 0
+    """Routed experts of a layer of a mixture of experts; 0: it is none."""
+    experts_used: int = 0
+    """Of them, those that one token goes through."""
+    expert_layers: int = 0
+    """Layers that have experts."""
+    expert_bytes: int = 0
+    """Of `size_bytes`, the weights of all routed experts."""
+    shard: Shard | None = None
+    """The file is an expert shard of a model."""
 
 
 class Resources(Record, frozen=True, kw_only=True):
@@ -290,6 +313,8 @@ class ServedModel(Record, frozen=True, kw_only=True):
     capabilities: Annotated[tuple[ShortText, ...], Meta(max_length=32)] = ("generate",)
     resumable: bool = True
     numerics: ShortText = ""
+    shard: Shard | None = None
+    """It has a part of the experts of the model that `shard.model` names, and answers for it."""
     speed: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
     """Tokens a second of one answer, as measured here; 0: not yet."""
 

@@ -6,7 +6,7 @@ opens is an Engine. Everything that an engine may raise towards its caller is a 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.package import Manifest, PackageRef
 from p2p_mesh.core.records import (
     Announcement,
+    Choice,
     Delta,
     InferenceRequest,
     KvType,
@@ -23,6 +24,7 @@ from p2p_mesh.core.records import (
     Query,
     Reply,
     Resources,
+    Shard,
 )
 from p2p_mesh.core.stages import Topology
 
@@ -60,6 +62,12 @@ class Load:
     """It is to be cut into stages, even where it fits whole."""
     topology: Topology | None = None
     """Which node computes which layers; None: as planned."""
+    flash: bool = False
+    """Its experts are to be read from the disk as they are wanted, even where it fits whole."""
+    shards: bool = False
+    """It is to be served by expert shards, even where it fits whole."""
+    min_mass: float = 0.85
+    """The least share of the routing that an expert shard must keep."""
     most_round_trip: float = 0.08
     """Seconds between two nodes that hold stages, at most."""
     wire: Wire = "f32"
@@ -85,10 +93,15 @@ class Fit:
     memory_bytes: int
     tokens_per_second: float | None = None
     """Expected decode speed of one sequence; None where nothing was measured."""
-    is_split: bool = False
-    """Other nodes take part. Whoever runs it whole comes first, but where the load wants stages.
-    `memory_bytes` is then what it takes here at least: the backend leases what the plan adds.
+    choice: Choice = "whole"
+    """How it would be served. In `stages` and `shards` other nodes take part: `memory_bytes` is
+    then what it takes here at least, and the backend leases what the plan adds.
     """
+
+    @property
+    def is_split(self) -> bool:
+        """Whether other nodes take part."""
+        return self.choice in ("stages", "shards")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +129,12 @@ class Description:
     pid: int | None = None
     notes: tuple[str, ...] = ()
     """What a user should know of how the model was loaded; logged once."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What the engine has measured of itself so far, by names in the manner of metrics, such as
+    `expert_hit_rate`: shown by `meshnode status`, and as metrics.
+    """
+    shard: Shard | None = None
+    """It answers with a part of a model's experts."""
 
 
 class Stream(Protocol):

@@ -440,7 +440,7 @@ async def test_model_that_waits_for_other_nodes_is_left_to_others_where_nobody_n
 ) -> None:
     class Split(Echo):
         def assess(self, load: Load, resources: Resources) -> Fit:
-            return Fit(context=64, slots=1, memory_bytes=0, is_split=True)
+            return Fit(context=64, slots=1, memory_bytes=0, choice="stages")
 
     split = Split()
     split.failures = [Unavailable("nobody is near") for _ in range(99)]

@@ -92,7 +92,7 @@ class Case:
         self.clients: dict[PeerId, Any] = {}
         self.hear(ME, announced("alice"))
         mesh: Any = self.mesh
-        self.skippy = Whole(Fit(512, 4, 0, is_split=True))
+        self.skippy = Whole(Fit(512, 4, 0, choice="stages"))
         self.skippy.name = "skippy"
         self.planner = Planner(
             mesh, self.inventory, [*backends, self.skippy], name="alice", find=self._find,
@@ -241,7 +241,7 @@ def test_whole_is_asked_of_those_that_serve_whole() -> None:
         id=ModelId("m"), path="", size_bytes=1, architecture="llama", context_length=8,
         kv_bytes_per_token=1,
     ), split=True)  # fmt: skip
-    skippy = Whole(Fit(8, 1, 0, is_split=True))
+    skippy = Whole(Fit(8, 1, 0, choice="stages"))
     skippy.name = "skippy"
     assert not whole_here(load, [TOO_LARGE, skippy], resources())["fits"]
     assert whole_here(load, [FITS, skippy], resources())["fits"]

@@ -66,7 +66,7 @@ def test_fastest_backend_is_chosen_then_the_longest_context() -> None:
 
 def test_whole_model_comes_before_a_split_one_but_where_stages_are_wanted() -> None:
     whole = Fit(1024, 1, 1, tokens_per_second=1)
-    split = Fit(4096, 1, 0, tokens_per_second=9, is_split=True)
+    split = Fit(4096, 1, 0, tokens_per_second=9, choice="stages")
     assert chosen(split, whole) == 1
     assert chosen(Refusal("too big"), split) == 1
     topology = Topology(
@@ -83,7 +83,7 @@ def test_whole_model_comes_before_a_split_one_but_where_stages_are_wanted() -> N
 
 
 async def test_way_of_a_split_model_says_so() -> None:
-    backend = Fixed(Fit(8, 1, 0, is_split=True))
+    backend = Fixed(Fit(8, 1, 0, choice="stages"))
     async with by_backend(LOAD, [backend], Memory(RESOURCES), NoMesh()) as way:
         assert way.is_split
 

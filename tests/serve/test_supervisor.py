@@ -485,7 +485,7 @@ class Split(Echo):
     """A backend that needs other nodes: those of `failures` are not there yet."""
 
     def assess(self, load: Load, resources: Resources) -> Fit | Refusal:
-        return Fit(context=64, slots=2, memory_bytes=0, is_split=True)
+        return Fit(context=64, slots=2, memory_bytes=0, choice="stages")
 
 
 def missing(count: int) -> list[Exception]:

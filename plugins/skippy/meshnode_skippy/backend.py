@@ -51,7 +51,7 @@ class Skippy:
         anywhere = fit(load, None)
         if isinstance(anywhere, Refusal):
             return anywhere
-        return Fit(load.context or 0, load.slots or 0, memory_bytes=0, is_split=True)
+        return Fit(load.context or 0, load.slots or 0, memory_bytes=0, choice="stages")
 
     @asynccontextmanager
     async def open(self, load: Load, mesh: Mesh) -> AsyncIterator[SplitEngine]:

@@ -3,26 +3,22 @@ are replaced by what the stage before has computed.
 
 Theory of operation:
 
-1. llama.cpp asks of each node, in the order of the graph, whether it is wanted (`cb_eval`), and
+1. llama.cpp asks of each node, in the order of the graph, whether it is wanted (nodes.py), and
    tells of the wanted ones when they are computed. Families name their nodes differently, so a
    first graph is only read (`study`), and the two nodes are chosen by name.
-2. It asks some 33 times for each layer, so the answer is no by the first four characters of a
-   name, read where they stand: all of the memory is one array of words. That takes a third of
-   the time of a call of ggml's function.
-3. A call of several sequences is computed as several graphs, each of which has as many rows of
+2. A call of several sequences is computed as several graphs, each of which has as many rows of
    every sequence in it. `shares` tells which rows those are; the graphs come in that order.
-4. An exception cannot pass through llama.cpp: what goes wrong is kept, and raised afterwards.
+3. An exception cannot pass through llama.cpp: what goes wrong is kept, and raised afterwards.
 """
 
 from __future__ import annotations
 
-import ctypes
-import sys
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from meshnode_llama_cpp.library import L, open_library
+from meshnode_llama_cpp.library import L
+from meshnode_llama_cpp.nodes import Tensors, head, watcher
 from numpy.typing import NDArray
 
 from meshnode_skippy.wiring import Wiring
@@ -41,58 +37,7 @@ OUTPUTS = (b"nemotron_h_block_out-%d", b"l_out-%d", b"l_last-%d", b"ffn_residual
 added to).
 """
 
-_FLOAT = _WORD = 4
-_ANYWHERE = 1 << 46
-"""Words: as far as the addresses of a process go."""
-
-
-class _Tensors:
-    """What ggml tells of its tensors, which are addresses here."""
-
-    def __init__(self) -> None:
-        base = open_library("ggml-base")
-        self._name = base.ggml_get_name
-        self._name.restype, self._name.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-        self.size = base.ggml_nbytes
-        self.size.restype, self.size.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
-        moved: list[Any] = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-        self.read, self.write = base.ggml_backend_tensor_get, base.ggml_backend_tensor_set
-        for function in (self.read, self.write):
-            function.restype, function.argtypes = None, moved
-
-    @property
-    def name_offset(self) -> int:
-        """Where in a tensor its name stands. The address is not looked at."""
-        return int(self._name(_WORD)) - _WORD
-
-    def name(self, tensor: int) -> bytes:
-        return ctypes.string_at(self._name(tensor))
-
-
-class _All:
-    """Holds everything."""
-
-    def __contains__(self, _: object) -> bool:
-        return True
-
-
-def _watcher(
-    offset: int, ask: Callable[[int], bool], tell: Callable[[int], bool]
-) -> tuple[Callable[[int, bool, object], bool], Callable[[Container[int]], None]]:
-    """A callback, and what tells it the first words of the names that it is to ask for."""
-    words = (ctypes.c_uint32 * _ANYWHERE).from_address(0)
-    heads: Container[int] = _All()
-
-    def watch(tensor: int, asks: bool, _data: object) -> bool:
-        if asks:
-            return words[(tensor + offset) >> 2] in heads and ask(tensor)
-        return tell(tensor)
-
-    def narrow(wanted: Container[int]) -> None:
-        nonlocal heads
-        heads = wanted
-
-    return watch, narrow
+_FLOAT = 4
 
 
 def shares(slots: Numbers) -> list[Numbers] | None:
@@ -120,7 +65,7 @@ class Graph:
 
     def __init__(self, wiring: Wiring) -> None:
         self._wiring = wiring
-        self._tensors = _Tensors()
+        self._tensors = Tensors()
         self._sizes: dict[bytes, int] = {}
         self._entry = self._exit = b""
         self.width = self.width_given = 0
@@ -131,7 +76,7 @@ class Graph:
         """Graphs of this call that have come so far."""
         self._given = self._out = np.zeros((0, 0), np.float32)
         self._failure = ""
-        watch, self._narrow = _watcher(self._tensors.name_offset, self._ask, self._tell)
+        watch, self._narrow = watcher(self._tensors.name_offset, self._ask, self._tell)
         self._callback = L.ggml_backend_sched_eval_callback(watch)
 
     def attach(self, params: Any) -> None:
@@ -151,7 +96,7 @@ class Graph:
             self.width = self._sizes[self._exit] // _FLOAT
             self._out = np.empty((rows, self.width), np.float32)
         wanted = [one for one in (self._entry, self._exit) if one]
-        self._narrow(frozenset(int.from_bytes(one[:_WORD], sys.byteorder) for one in wanted))
+        self._narrow(frozenset(map(head, wanted)))
         self._sizes.clear()
 
     def _find(self, model: str, names: Sequence[bytes]) -> bytes:

@@ -104,7 +104,7 @@ def free(town: Town) -> bool:
 
 def test_what_can_be_cut_fits_anywhere(deep: ModelFile) -> None:
     fit = Skippy().assess(Load(deep), RESOURCES)
-    assert fit == Fit(context=0, slots=0, memory_bytes=0, is_split=True)
+    assert fit == Fit(context=0, slots=0, memory_bytes=0, choice="stages")
     assert isinstance(Skippy().assess(Load(deep, context=256, slots=3), RESOURCES), Fit)
 
 

@@ -1,0 +1,74 @@
+"""The nodes of llama.cpp's graph, while they are computed: their names, and the numbers in them.
+
+llama.cpp asks of each node whether it is wanted, and tells of the wanted ones when they are
+computed (`cb_eval`). It asks some 33 times for each layer, so the answer is no by the first four
+characters of a name, read where they stand: all of the memory is one array of words. That takes a
+third of the time of a call of ggml's function.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Container
+from typing import Any
+
+from meshnode_llama_cpp.library import open_library
+
+WORD = 4
+_ANYWHERE = 1 << 46
+"""Words: as far as the addresses of a process go."""
+
+
+def head(name: bytes) -> int:
+    """The first word of a name, as `watcher` compares it."""
+    return int.from_bytes(name[:WORD], sys.byteorder)
+
+
+class Tensors:
+    """What ggml tells of its tensors, which are addresses here."""
+
+    def __init__(self) -> None:
+        base = open_library("ggml-base")
+        self._name = base.ggml_get_name
+        self._name.restype, self._name.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        self.size = base.ggml_nbytes
+        self.size.restype, self.size.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
+        moved: list[Any] = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+        self.read, self.write = base.ggml_backend_tensor_get, base.ggml_backend_tensor_set
+        for function in (self.read, self.write):
+            function.restype, function.argtypes = None, moved
+
+    @property
+    def name_offset(self) -> int:
+        """Where in a tensor its name stands. The address is not looked at."""
+        return int(self._name(WORD)) - WORD
+
+    def name(self, tensor: int) -> bytes:
+        return ctypes.string_at(self._name(tensor))
+
+
+class _All:
+    """Holds everything."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def watcher(
+    offset: int, ask: Callable[[int], bool], tell: Callable[[int], bool]
+) -> tuple[Callable[[int, bool, object], bool], Callable[[Container[int]], None]]:
+    """A callback, and what tells it the first words of the names that it is to ask for."""
+    words = (ctypes.c_uint32 * _ANYWHERE).from_address(0)
+    heads: Container[int] = _All()
+
+    def watch(tensor: int, asks: bool, _data: object) -> bool:
+        if asks:
+            return words[(tensor + offset) >> 2] in heads and ask(tensor)
+        return tell(tensor)
+
+    def narrow(wanted: Container[int]) -> None:
+        nonlocal heads
+        heads = wanted
+
+    return watch, narrow
