@@ -6,4 +6,13 @@ Importing this is light: llama.cpp itself is loaded by the workers alone (worker
 
 from __future__ import annotations
 
+from meshnode_flash_moe.backend import FlashMoe
+from p2p_mesh.hookspecs import hookimpl
+from p2p_mesh.serve.backend import Backend
+
 meshnode_api = 1
+
+
+@hookimpl
+def meshnode_backends() -> list[Backend]:
+    return [FlashMoe()]

@@ -320,11 +320,12 @@ async def run_engine(load: Load, plan: Fit) -> AsyncIterator[LlamaEngine]:
     """Starts a process, loads the model, and ends the process when the context is left."""
     process, stream = await start(WORKER)
     engine = LlamaEngine(load.model.id, plan, process, stream, progress=load.progress)
-    async with engine.running(_open_command(load, plan)):
+    async with engine.running(open_command(load, plan)):
         yield engine
 
 
-def _open_command(load: Load, plan: Fit) -> frames.Open:
+def open_command(load: Load, plan: Fit) -> frames.Open:
+    """What an engine is told first."""
     return frames.Open(
         name=load.model.id,
         path=load.model.path,
@@ -335,7 +336,7 @@ def _open_command(load: Load, plan: Fit) -> frames.Open:
         kv_type=load.kv_type or "f16",
         gpu_layers=load.gpu_layers,
         deterministic=load.deterministic,
-        speculation=load.speculation,
+        speculation=load.speculation is not False,
         draft=load.draft.path if load.draft else None,
         projector=load.projector.path if load.projector else None,
     )

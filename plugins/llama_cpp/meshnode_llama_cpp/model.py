@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from meshnode_llama_cpp.library import L, complaint
 from meshnode_llama_cpp.memory import BITS, gpu_layers
@@ -36,7 +36,7 @@ class Model:
         params.n_gpu_layers = gpu_layers
         params.vocab_only = part == "vocabulary"
         params.progress_callback = L.llama_progress_callback(_watch(progress))
-        self.handle = L.llama_model_load_from_file(path.encode(), params)
+        self.handle = self._load(path, params)
         if not self.handle:
             raise ModelError(f"llama.cpp does not load {name}: {complaint()}")
         self._vocabulary = L.llama_model_get_vocab(self.handle)
@@ -46,6 +46,10 @@ class Model:
         self._pieces: dict[int, bytes] = {}
         self._spelled: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
+
+    def _load(self, path: str, params: Any) -> Any:
+        """llama.cpp's own handle; None where it refuses the file."""
+        return L.llama_model_load_from_file(path.encode(), params)
 
     def check_writes(self) -> None:
         """Raises ModelError for a model that does not write token by token."""

@@ -96,10 +96,19 @@ def _gpu_layers(command: frames.Open, devices: Sequence[Device]) -> int:
 class Writer(Writing):
     """A model that writes, all of it in this process."""
 
-    def __init__(self, model: Model, command: frames.Open, gpu_layers: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        command: frames.Open,
+        gpu_layers: int,
+        *,
+        rows: int = Limits().rows,
+        make: Callable[[Plan], Context] | None = None,
+    ) -> None:
+        """`rows`: of one call, at most. `make`: the context, where it is of another kind."""
         model.check_writes()
         self._command = command
-        self._limits = EXACT if command.deterministic else Limits()
+        self._limits = Limits(min(rows, EXACT.rows if command.deterministic else rows))
         projector = _projector(model, command, gpu_layers)
         prompts = _prompts(model, command, projector)
         plan = Plan(
@@ -110,7 +119,7 @@ class Writer(Writing):
             command.kv_type,
             command.deterministic,
         )
-        context = Context(model, plan)
+        context = make(plan) if make is not None else Context(model, plan)
         grammars = Grammars(model)
         grammars.prepare()
         decoder = Decoder(

@@ -65,13 +65,7 @@ def main(descriptor: int) -> None:
     worker = Worker(served, connection, inbox)
     gc.freeze()  # what was made until now stays: the collector need not look it through again
     while True:
-        begun = time.perf_counter()
-        for command in inbox.batch(wait=worker.idle):
-            worker.obey(command)
-        while time.perf_counter() - begun < PATIENCE and (more := inbox.batch(wait=False)):
-            for command in more:
-                worker.obey(command)
-        worker.step()
+        worker.turn()
 
 
 def limit(kind: int, most: int) -> None:
@@ -171,6 +165,16 @@ class Worker:
     @property
     def idle(self) -> bool:
         return self._served.idle
+
+    def turn(self) -> None:
+        """Obeys what is asked, and computes a step; waits where there is nothing to do."""
+        begun = time.perf_counter()
+        for command in self._inbox.batch(wait=self.idle):
+            self.obey(command)
+        while time.perf_counter() - begun < PATIENCE and (more := self._inbox.batch(wait=False)):
+            for command in more:
+                self.obey(command)
+        self.step()
 
     def obey(self, command: frames.Command) -> None:
         """A request that cannot be taken is answered with the reason."""

@@ -1,0 +1,170 @@
+"""Reads parts of files into memory, many at a time.
+
+A disk gives what it can only to whoever asks for much at once, so threads wait for it, each in one
+read. Reads are direct where the file system allows that: pages that the system would keep of the
+file would be memory that nobody granted. Elsewhere they are dropped after each read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshnode_flash_moe.arena import PAGE
+
+PIECE = 1 << 20
+"""Bytes of one read at most: larger parts are read in several at a time."""
+DEPTHS = (4, 8, 16)
+"""Reads at a time that `measure` tries."""
+_STACK = 256 << 10
+"""Of a thread, which calls nothing but read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of a file, and where they go. Offset and address are whole pages, and so is the size
+    but at the end of a file.
+    """
+
+    file: int
+    offset: int
+    size: int
+    address: int
+
+
+class Reader:
+    """Owns the files and the threads."""
+
+    def __init__(
+        self, paths: Sequence[Path], *, depth: int, direct: bool = True, patience: float = 1.0
+    ) -> None:
+        """`patience`: seconds between two looks whether files are what they were. OSError."""
+        self._paths = list(paths)
+        self._files = [_open(path, direct=direct) for path in paths]
+        self.direct = all(is_direct for _, is_direct in self._files)
+        self.depth = depth
+        self._about = [_about(file) for file, _ in self._files]
+        self._sizes = [os.fstat(file).st_size for file, _ in self._files]
+        self._jobs: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+        self._waited = 0
+        self._patience, self._looked = patience, time.perf_counter()
+        self.read = 0
+        """Bytes that were asked for so far."""
+        before = threading.stack_size(_STACK)
+        for _ in range(depth):
+            threading.Thread(target=self._work, daemon=True).start()
+        threading.stack_size(before)
+
+    def post(self, part: Part) -> None:
+        """Begins to read."""
+        for at in range(0, part.size, PIECE):
+            size = min(PIECE, part.size - at)
+            self._jobs.put(Part(part.file, part.offset + at, size, part.address + at))
+            self._waited += 1
+        self.read += part.size
+
+    def wait(self) -> None:
+        """Until all of it is there. Raises OSError, also where a file is no longer what it was."""
+        errors = []
+        while self._waited:
+            errors.append(self._done.get())
+            self._waited -= 1
+        for error in errors:
+            if error is not None:
+                raise error
+        if time.perf_counter() - self._looked > self._patience:
+            self._look()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        for _ in range(self.depth):
+            self._jobs.put(None)
+        self.wait()
+        for file, _ in self._files:
+            os.close(file)
+
+    def _work(self) -> None:
+        while (part := self._jobs.get()) is not None:
+            try:
+                self._read(part)
+            except OSError as error:
+                self._done.put(error)
+            else:
+                self._done.put(None)
+
+    def _read(self, part: Part) -> None:
+        file, is_direct = self._files[part.file]
+        target = memoryview((ctypes.c_char * part.size).from_address(part.address)).cast("B")
+        wanted = min(part.size, self._sizes[part.file] - part.offset)
+        at = 0
+        while at < wanted:
+            count = os.preadv(file, [target[at:]], part.offset + at)
+            if not count:
+                raise OSError(f"{self._paths[part.file]} has become shorter while it was in use")
+            at += count
+        if not is_direct:
+            os.posix_fadvise(file, part.offset, part.size, os.POSIX_FADV_DONTNEED)
+
+    def _look(self) -> None:
+        self._looked = time.perf_counter()
+        for path, (file, _), about in zip(self._paths, self._files, self._about, strict=True):
+            if _about(file) != about:
+                raise OSError(f"{path} was changed while it was in use")
+
+
+def measure(path: Path, *, size: int, seconds: float = 0.4) -> tuple[int, bool, float]:
+    """The depth that reads parts of so many bytes from random places fastest, whether directly, and
+    how many bytes a second it gave. Raises OSError.
+    """
+    _, is_direct = probe = _open(path, direct=True)
+    os.close(probe[0])
+    share = seconds / len(DEPTHS)
+    rates = [(_rate(path, depth, size, share), depth) for depth in DEPTHS]
+    rate, depth = max(rates)
+    return depth, is_direct, rate
+
+
+def _rate(path: Path, depth: int, size: int, seconds: float) -> float:
+    """Bytes a second, of rounds of `depth` parts."""
+    rng = random.Random(depth)
+    reader = Reader([path], depth=depth)
+    room = -(-size // PAGE) * PAGE
+    held = mmap.mmap(-1, room * depth)  # it begins with a page
+    memory = ctypes.addressof(ctypes.c_char.from_buffer(held))
+    most = max(1, (path.stat().st_size - room) // PAGE)
+    try:
+        begun = time.perf_counter()
+        while (took := time.perf_counter() - begun) < seconds or not reader.read:
+            places = [rng.randrange(most) * PAGE for _ in range(depth)]
+            for number, place in enumerate(places):
+                reader.post(Part(0, place, room, memory + room * number))
+            reader.wait()
+        return reader.read / took
+    finally:
+        reader.close()
+
+
+def _open(path: Path, *, direct: bool) -> tuple[int, bool]:
+    """A file, and whether it is read directly: not every file system can."""
+    if direct:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_DIRECT), True
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return os.open(path, os.O_RDONLY), False
+
+
+def _about(file: int) -> tuple[int, int]:
+    found = os.fstat(file)
+    return found.st_size, found.st_mtime_ns

@@ -1,0 +1,124 @@
+"""The experts of a model: which of them are in memory, and the rest on the disk.
+
+Pages that an expert shares with what stands beside it stay once they were read, since the neighbour
+may be wanted: only whole pages of its own come and go.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meshnode_flash_moe.arena import PAGE, Arena, Pages, inner, outer
+from meshnode_flash_moe.reader import Part, Reader
+from meshnode_flash_moe.residency import Change, Residency
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """Weights of a layer: the file, where those of expert 0 begin, and bytes of one expert."""
+
+    file: int
+    offset: int
+    size: int
+
+
+@dataclass(slots=True)
+class Spent:
+    """What the disk has cost so far."""
+
+    chosen: int = 0
+    """Experts that tokens went through, each once in a call,"""
+    found: int = 0
+    """and those of them that were in memory."""
+    bytes: int = 0
+    seconds: float = 0.0
+    """In which there was nothing to do but wait."""
+    rows: int = 0
+
+    def copy(self) -> Spent:
+        return replace(self)
+
+
+class Experts:
+    """Brings in what a call goes through, by the places of layers: 0 is the first with experts."""
+
+    def __init__(
+        self,
+        layers: Sequence[Sequence[Slices]],
+        arena: Arena,
+        reader: Reader,
+        *,
+        experts: int,
+        used: int,
+        room: int,
+    ) -> None:
+        self._layers, self._arena, self._reader = layers, arena, reader
+        self._starts = [[arena.address(one.file, one.offset) for one in layer] for layer in layers]
+        sizes = [sum(one.size for one in layer) for layer in layers]
+        self.residency = Residency(sizes, experts, used, room)
+        self.total = sum(sizes) * experts
+        self._count = experts
+        self.spent = Spent()
+
+    @property
+    def edges(self) -> int:
+        """Bytes of the pages that experts share, which never leave."""
+        return PAGE * sum(_splits(one) for layer in self._layers for one in layer) * self._count
+
+    def need(self, place: int, ids: NDArray[np.int32]) -> None:
+        """Returns when the experts of a layer are in memory that each row (of `ids`) goes through.
+        Raises OSError, and ValueError for what has no room.
+        """
+        rows = len(ids)
+        counts = np.bincount(ids.ravel(), minlength=self._count)
+        change = self.residency.want(place, counts, rows)
+        self._bring(change)
+        chosen = int(np.count_nonzero(counts))
+        self.spent.chosen += chosen
+        self.spent.found += chosen - len(change.come)
+        self._wait()
+        if rows > 1:  # of one token, nothing says where it goes next
+            self._bring(self.residency.ahead((place + 1) % len(self._layers), rows))
+
+    def fill(self) -> Iterator[float]:
+        """Brings in all, layer by layer, where there is room for all; tells the share."""
+        for place in range(len(self._layers)):
+            every = np.ones(self._count, np.intp)
+            self._bring(self.residency.want(place, every, 0))
+            self._wait()
+            yield (place + 1) / len(self._layers)
+
+    def _bring(self, change: Change) -> None:
+        """Begins to read what comes: each part as soon as it has its pages."""
+        self._arena.empty(pages for one in change.leave for pages in self._own(*one))
+        for place, expert in change.come:
+            for own, part in zip(self._own(place, expert), self._parts(place, expert), strict=True):
+                self._arena.make(own)
+                self._reader.post(part)
+            self.spent.bytes += self.residency.size(place)
+        self._arena.trim()
+
+    def _wait(self) -> None:
+        begun = time.perf_counter()
+        self._reader.wait()
+        self.spent.seconds += time.perf_counter() - begun
+
+    def _own(self, place: int, expert: int) -> Iterator[Pages]:
+        for one, start in zip(self._layers[place], self._starts[place], strict=True):
+            yield inner(start + expert * one.size, start + (expert + 1) * one.size)
+
+    def _parts(self, place: int, expert: int) -> Iterator[Part]:
+        for one, start in zip(self._layers[place], self._starts[place], strict=True):
+            first = start + expert * one.size
+            begin, end = outer(first, first + one.size)
+            offset = one.offset + expert * one.size - (first - begin)
+            yield Part(one.file, offset, end - begin, begin)
+
+
+def _splits(one: Slices) -> bool:
+    return one.offset % PAGE != 0 or one.size % PAGE != 0
