@@ -43,6 +43,7 @@ from p2p_mesh.core.records import (
     Sampling,
     Scores,
     ServedModel,
+    Shard,
     Text,
     TextPrompt,
     TokenizeQuery,
@@ -53,6 +54,7 @@ from p2p_mesh.core.records import (
     Vectors,
 )
 from p2p_mesh.core.revocation import NOTHING, revoke_invite, revoke_peer, seal_revocation
+from p2p_mesh.core.sessions import score, session
 from p2p_mesh.core.signature import public_bytes
 from p2p_mesh.core.wire import Ask, Cancel, End, ErrorMessage, Found, Grew, Look, encode, frame
 from p2p_mesh.errors import Overloaded
@@ -135,10 +137,18 @@ def inventory() -> dict[str, Any]:
         "now": 1_900_000_001.0,
         "announcement": encode(announcement).hex(),
         "envelope": envelope.hex(),
+        "shard_model": encode(_shard()).hex(),
         "ask_frame": frame(AskSnapshot()).hex(),
         "ask_updates_frame": frame(AskSnapshot(updates=True)).hex(),
         "announced_frame": frame(Announced(envelope=envelope)).hex(),
     }
+
+
+def _shard() -> ServedModel:
+    shard = Shard(model=Digest("0" * 64), mass=0.875)
+    return ServedModel(
+        id=ModelId("tiny"), digest=Digest("1" * 64), context=2048, slots=4, shard=shard
+    )
 
 
 def demand() -> dict[str, Any]:
@@ -180,6 +190,9 @@ def inference() -> dict[str, Any]:
         "cancel_frame": frame(Cancel()).hex(),
         "error_frame": frame(ErrorMessage.of(Overloaded("full", retry_after=2.0))).hex(),
         "end_frame": frame(End()).hex(),
+        "session": session(request).hex(),
+        "session_given": session(request, "mine").hex(),
+        "score": score(session(request), peer_id(public_bytes(KEYS["node"]))).hex(),
         **_asked_for_more(),
         **_queries(),
     }

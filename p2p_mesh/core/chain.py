@@ -35,7 +35,6 @@ TOTAL = 65_536
 """Links of all nodes and models together; some 10 MB."""
 
 _encoder = msgspec.msgpack.Encoder()
-# The same message is the same bytes, in whatever order a client writes its fields.
 _sorting = msgspec.msgpack.Encoder(order="deterministic")
 
 
@@ -88,11 +87,12 @@ def _pieces(prompt: ChatPrompt | TextPrompt | TokenPrompt) -> Iterator[bytes]:
             yield array("I", prompt.tokens[: COVERED // 4]).tobytes()
         case ChatPrompt():
             # First what templates write first, and what changes all that follows.
-            yield _written((prompt.tools, prompt.variables))
-            yield from map(_written, prompt.messages)
+            yield written((prompt.tools, prompt.variables))
+            yield from map(written, prompt.messages)
 
 
-def _written(value: object) -> bytes:
+def written(value: object) -> bytes:
+    """The bytes of a value, the same in whatever order a client wrote its fields."""
     try:
         return _sorting.encode(value)
     except TypeError:  # a key that is no text, which no client's JSON can hold

@@ -23,11 +23,13 @@ from p2p_mesh.core.records import (
     RerankQuery,
     Scores,
     ServedModel,
+    Shard,
     Text,
     TokenizeQuery,
     Tokens,
     Vectors,
 )
+from p2p_mesh.core.resumption import are_exact
 from p2p_mesh.errors import ContextExceeded, MeshError, RemoteError, RequestError
 
 SPARE_TOKENS = 256
@@ -95,32 +97,40 @@ class Serving:
     model: ServedModel
 
 
+def whole(one: ServedModel | Candidate) -> Digest | None:
+    """The digest of the model that it answers for: of the whole one, where it has a shard of its
+    experts. Nodes of which this is equal serve one model.
+    """
+    return one.digest if one.shard is None else one.shard.model
+
+
 def catalogue(servings: Iterable[Serving]) -> Mapping[ModelId, tuple[Serving, ...]]:
     """The names that a client can ask for, and who answers for each.
 
-    A name means one file. Where nodes have different files under one name, the name means the
-    file of this node, else the one that most nodes have, and each is also there as
-    `name@<8 hex of its digest>`. A file whose digest is not known yet goes with the name.
+    A name means one file; the expert shards of a model count as that model, also where no node has
+    it whole. Where nodes have different files under one name, the name means the file of this
+    node, else the one that most nodes have, and each is also there as `name@<8 hex of its digest>`.
+    A file whose digest is not known yet goes with the name.
     """
     by_id: defaultdict[ModelId, list[Serving]] = defaultdict(list)
     for serving in servings:
         by_id[serving.model.id].append(serving)
     names: dict[ModelId, tuple[Serving, ...]] = {}
     for name, group in by_id.items():
-        counts = Counter(one.model.digest for one in group if one.model.digest)
+        counts = Counter(digest for one in group if (digest := whole(one.model)))
         meant = _meant(group, counts)
-        names[name] = tuple(one for one in group if one.model.digest in (None, meant))
+        names[name] = tuple(one for one in group if whole(one.model) in (None, meant))
         if len(counts) > 1:
             for digest in counts:
-                exact = tuple(one for one in group if one.model.digest == digest)
+                exact = tuple(one for one in group if whole(one.model) == digest)
                 names[ModelId(f"{name}@{digest[:8]}")] = exact
     return names
 
 
 def _meant(group: Iterable[Serving], counts: Counter[Digest]) -> Digest | None:
     for one in group:
-        if one.peer is None and one.model.digest:
-            return one.model.digest
+        if one.peer is None and (digest := whole(one.model)):
+            return digest
     return min(counts, key=lambda digest: (-counts[digest], digest), default=None)
 
 
@@ -158,6 +168,12 @@ class Candidate:
     digest: Digest | None = None
     numerics: str = ""
     resumable: bool = True
+    shard: Shard | None = None
+    """It answers with a part of the model's experts."""
+    score: bytes = b""
+    """Of this node for the conversation (core/sessions.py); the greatest comes first."""
+    speed: float = 0.0
+    """Tokens a second of one answer there; 0: nobody knows."""
 
     @property
     def ahead(self) -> int:
@@ -218,14 +234,14 @@ def rank(
     the mesh a stream, then the least loaded. Ties are broken by a hash of request and peer, so
     that requests spread.
     """
-    timed = [(one, predicted(full, prompt_tokens)) for one, full in _completed(tuple(candidates))]
-    useful = (s for one, s in timed if not (one.suspect or _is_short(one, prompt_tokens)))
+    found = timed(candidates, prompt_tokens)
+    useful = (s for one, s in found if not (one.suspect or is_short(one, prompt_tokens)))
     late = min(useful, default=0.0) * NEARLY + NOISE
 
     def cost(pair: tuple[Candidate, float]) -> tuple[bool, bool, float, bool, bool, float, bytes]:
         one, seconds = pair
         return (
-            _is_short(one, prompt_tokens),
+            is_short(one, prompt_tokens),
             one.suspect,
             seconds if seconds > late else 0.0,
             one.cached <= 0.5,
@@ -234,10 +250,18 @@ def rank(
             hashlib.blake2b(f"{request}/{one.peer}".encode(), digest_size=8).digest(),
         )
 
-    return tuple(one for one, _ in sorted(timed, key=cost))
+    return tuple(one for one, _ in sorted(found, key=cost))
 
 
-def _is_short(one: Candidate, prompt_tokens: int) -> bool:
+def timed(
+    candidates: Iterable[Candidate], prompt_tokens: int
+) -> tuple[tuple[Candidate, float], ...]:
+    """Each candidate, and in how many seconds it will give its first token."""
+    full = _completed(tuple(candidates))
+    return tuple((one, predicted(known, prompt_tokens)) for one, known in full)
+
+
+def is_short(one: Candidate, prompt_tokens: int) -> bool:
     """Whether the prompt surely has no room there, though its length is a guess."""
     return 0 < one.context * GUESSED < prompt_tokens
 
@@ -264,19 +288,34 @@ def resumers(
     candidates: Iterable[Candidate],
     failed: Container[PeerId | None],
     *,
-    digest: Digest | None,
-    numerics: str,
+    broken: Candidate,
 ) -> tuple[Candidate, ...]:
-    """Who may go on with an answer that broke at a node with this file and these numerics: the
-    others that have the same file and give token ids, in the order they are given, but first
-    those that compute alike, since there the answer goes on as it would have.
+    """Who may go on with an answer that broke there: the others that give token ids and have the
+    same model, in the order they are given. But first those that have the same file and compute
+    alike, since there the answer goes on as it would have; then others with the same file; and
+    last those with other experts of the model, or all, which go on as well as they can.
     """
+    model = whole(broken)
     able = [
         one
         for one in candidates
-        if digest is not None and one.digest == digest and one.resumable and one.peer not in failed
+        if model is not None and whole(one) == model and one.resumable and one.peer not in failed
     ]
-    return tuple(sorted(able, key=lambda one: one.numerics != numerics))
+    return tuple(sorted(able, key=lambda one: _strangeness(one, broken)))
+
+
+def _strangeness(one: Candidate, broken: Candidate) -> int:
+    if one.digest is None or one.digest != broken.digest:
+        return 2
+    return int(one.numerics != broken.numerics)
+
+
+def goes_on_exactly(broken: Candidate, other: Candidate) -> bool:
+    """Whether an answer goes on there exactly as it would have where it broke."""
+    is_same = other.peer == broken.peer and other.shard is None  # a shard may be another one now
+    if other.digest is not None:
+        is_same = other.digest == broken.digest
+    return is_same and are_exact(broken.numerics, other.numerics)
 
 
 def promising(

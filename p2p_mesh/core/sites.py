@@ -109,8 +109,10 @@ def _measured(served: Iterable[ServedModel], model: StageModel | None) -> float:
     if model is None:
         return 0.0
     speeds = (
-        one.speed for one in served if one.id == model.id and " stages" not in one.numerics
-    )  # fmt: skip
+        one.speed
+        for one in served
+        if one.id == model.id and one.shard is None and " stages" not in one.numerics
+    )
     return next(speeds, 0.0) * model.read(0, model.total)
 
 

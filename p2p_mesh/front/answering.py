@@ -22,7 +22,7 @@ from p2p_mesh.core.names import RequestId
 from p2p_mesh.core.records import Delta, InferenceRequest
 from p2p_mesh.errors import MeshError, RemoteError
 from p2p_mesh.front.batch import Answer, Grown, answers
-from p2p_mesh.front.body import client, read
+from p2p_mesh.front.body import client, conversation, read
 from p2p_mesh.front.chunks import Chunks
 from p2p_mesh.front.media import Media
 from p2p_mesh.front.openai import Drawn, Kind, Question, question
@@ -35,7 +35,7 @@ from p2p_mesh.journal import Journal
 
 class AnswerTo(Protocol):
     def __call__(
-        self, request: InferenceRequest, client: str
+        self, request: InferenceRequest, client: str, conversation: str
     ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]: ...
 
 
@@ -47,7 +47,7 @@ class Answering:
     """The endpoints. `media` is None where links are not fetched."""
 
     answer: AnswerTo
-    """To a request, and to whom."""
+    """To a request, to whom, and in which conversation."""
     clock: Callable[[], float]
     random: Random
     journal: Journal
@@ -63,7 +63,7 @@ class Answering:
         body = await read(request)
         asked = question(kind, body, self._draw(kind), links=self.media is not None)
         headers: dict[str, str] = {"x-request-id": asked.requests[0].id}
-        answer = partial(self.answer, client=client(request, body))
+        answer = partial(self.answer, client=client(request, body), conversation=conversation(body))
         if asked.stream:
             return EventStream(partial(self._stream, asked, request, answer), headers)
         return Deferred(partial(self._whole, asked, answer, headers))

@@ -45,6 +45,12 @@ class ModelCard:
     state: Literal["ready", "loading"] = "ready"
     nodes: int = 1
     """How many nodes answer for it."""
+    shards: int = 0
+    """Of them, those that have a part of its experts,"""
+    routing_mass: float | None = None
+    """and the share of the routing that goes to the experts which the poorest of these has; None
+    where there are none.
+    """
 
 
 class Inference(Protocol):
@@ -55,10 +61,11 @@ class Inference(Protocol):
         ...
 
     def answer(
-        self, request: InferenceRequest, client: str = ""
+        self, request: InferenceRequest, client: str = "", conversation: str = ""
     ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
         """The answer as it grows; leaving the context cancels it. Raises MeshErrors, on entering
-        or at any delta. Clients of one name share what is one client's.
+        or at any delta. Clients of one name share what is one client's. Requests of one
+        `conversation`, where the client says which, go to one node if it matters to whom.
         """
         ...
 
@@ -162,5 +169,7 @@ def _card(card: ModelCard) -> dict[str, Any]:
             "digest": card.digest,
             "capabilities": list(card.capabilities),
             "nodes": card.nodes,
+            "shards": card.shards,
+            "routing_mass": card.routing_mass,
         },
     }

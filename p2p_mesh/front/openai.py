@@ -46,8 +46,9 @@ ACCEPTED = (
     "cache_prompt", "metadata", "prompt_cache_key", "prompt_cache_options",
     "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user",
 )  # fmt: skip
-"""Fields that are about OpenAI's own house, or that ask for what is done anyway: accepted without
-effect."""
+"""Fields that are about OpenAI's own house, or that ask for what is done anyway: accepted, and
+without effect on the answer. `user` and `prompt_cache_key` are read elsewhere (front/body.py).
+"""
 
 # What is not honoured, with the values that ask for nothing.
 NEUTRAL: dict[Kind, dict[str, tuple[Any, ...]]] = {

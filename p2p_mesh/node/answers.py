@@ -11,6 +11,7 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import TypeVar
@@ -22,8 +23,7 @@ from p2p_mesh.core.estimates import Firsts
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.names import ModelId, PeerId, RequestId
 from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply
-from p2p_mesh.core.resumption import are_exact
-from p2p_mesh.core.routing import Candidate, answers, promising
+from p2p_mesh.core.routing import Candidate, answers, goes_on_exactly, promising
 from p2p_mesh.core.share import Share
 from p2p_mesh.errors import (
     BrokenOff,
@@ -72,6 +72,14 @@ a model and does not know it is no better than one that is gone, until it announ
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, as far as can be told, and in which conversation."""
+
+    client: str
+    conversation: str = ""
+
+
 class Answers:
     """What the front asks. `ask` and `look` are None until the network is up."""
 
@@ -99,16 +107,17 @@ class Answers:
 
     @asynccontextmanager
     async def answer(
-        self, request: InferenceRequest, client: str = ""
+        self, request: InferenceRequest, client: str = "", conversation: str = ""
     ) -> AsyncIterator[AsyncIterator[Delta]]:
         """The answer of the best node that gives one. A node that fails before its first delta
         is passed over for the next; after it, another goes on. Raises MeshErrors.
         """
         self.counted(request.model)
-        begin = partial(self._soonest, request, client)
-        attempt = await self._try(request, request.id, begin)
+        asker = Asker(client, conversation)
+        begin = partial(self._soonest, request, asker)
+        attempt = await self._try(request, request.id, begin, conversation)
         lasting = Lasting(
-            request, attempt, partial(self._go_on, client), partial(self._learn, request)
+            request, attempt, partial(self._go_on, asker), partial(self._learn, request)
         )
         try:
             yield lasting
@@ -126,10 +135,11 @@ class Answers:
         question: InferenceRequest | Query,
         turn: RequestId,
         attempt: Callable[[Candidate, list[Candidate]], Awaitable[T]],
+        conversation: str = "",
     ) -> T:
         """What the first of the candidates gives that gives anything."""
         failures: list[MeshError] = []
-        left = self.candidates.of(question, turn)
+        left = self.candidates.of(question, turn, conversation)
         while left and _may_go_on(failures):
             candidate, *left = left
             try:
@@ -142,11 +152,15 @@ class Answers:
 
     # One attempt
 
-    async def _begin(self, request: InferenceRequest, client: str, candidate: Candidate) -> Attempt:
+    async def _begin(
+        self, request: InferenceRequest, asker: Asker, candidate: Candidate
+    ) -> Attempt:
         """The candidate's answer, with its first delta. Raises MeshErrors."""
         asked_at = trio.current_time()
         async with AsyncExitStack() as stack:
-            deltas = await stack.enter_async_context(self._open(request, client, candidate, stack))
+            deltas = await stack.enter_async_context(
+                self._open(request, asker.client, candidate, stack)
+            )
             attempt = Attempt(candidate, request, deltas)
             await attempt.begin()
             attempt.asking = stack.pop_all()
@@ -204,19 +218,19 @@ class Answers:
     # Two at a time
 
     async def _soonest(
-        self, request: InferenceRequest, client: str, candidate: Candidate, left: list[Candidate]
+        self, request: InferenceRequest, asker: Asker, candidate: Candidate, left: list[Candidate]
     ) -> Attempt:
         """The candidate's answer; or that of a second one, which is asked where no first token
         comes for longer than usual, if it is faster. Raises the candidate's MeshErrors. A second
         one that failed is taken out of those that are left.
         """
-        first = partial(self._begin, request, client, candidate)
+        first = partial(self._begin, request, asker, candidate)
         tokens = self.candidates.sizes.tokens(request.model, request)
         bound = self._firsts.bound(request.model, tokens)
         if bound is None or not left:
             return await first()
         asked_at = trio.current_time()
-        late = partial(self._late, bound, request, client, candidate, left)
+        late = partial(self._late, bound, request, asker, candidate, left)
         attempt = await Race(first, late, Attempt.close).run()
         if attempt.candidate != candidate:  # how long the late one took at least
             self._firsts.took(request.model, trio.current_time() - asked_at, tokens)
@@ -226,13 +240,13 @@ class Answers:
         self,
         bound: float,
         request: InferenceRequest,
-        client: str,
+        asker: Asker,
         first: Candidate,
         left: list[Candidate],
     ) -> Callable[[], Awaitable[Attempt | None]] | None:
         await trio.sleep(bound)
         peers = {one.peer for one in left}
-        now = self.candidates.of(request, request.id)
+        now = self.candidates.of(request, request.id, asker.conversation)
         second = next((one for one in now if one.peer in peers and _is_spare(one)), None)
         if second is None:
             return None
@@ -241,21 +255,21 @@ class Answers:
             f"no first token of {first.model} after {bound:.1f} s: {second.peer} is asked too",
             peer=second.peer, model=first.model, seconds=round(bound, 3),
         )  # fmt: skip
-        return partial(self._beside, request, client, second, left)
+        return partial(self._beside, request, asker, second, left)
 
     async def _beside(
-        self, request: InferenceRequest, client: str, second: Candidate, left: list[Candidate]
+        self, request: InferenceRequest, asker: Asker, second: Candidate, left: list[Candidate]
     ) -> Attempt | None:
         left[:] = [one for one in left if one.peer != second.peer]
         try:
-            return await self._begin(request, client, second)
+            return await self._begin(request, asker, second)
         except MeshError as error:
             self._failed(second, error)
             return None
 
     # An answer that broke
 
-    async def _go_on(self, client: str, broken: Broken) -> Attempt:
+    async def _go_on(self, asker: Asker, broken: Broken) -> Attempt:
         """Raises BrokenOff where nobody goes on with it in time."""
         candidate, error = broken.attempt.candidate, broken.error
         request = broken.progress.request()
@@ -263,24 +277,26 @@ class Answers:
         self._failed(candidate, error)
         if not (candidate.resumable and broken.progress.is_resumable):
             raise BrokenOff(f"the answer broke off after {said} tokens: {error}") from error
-        attempt = await self._resumed(request, client, broken)
+        attempt = await self._resumed(request, asker, broken)
         peer = attempt.candidate.peer or self.candidates.me
-        is_exact = are_exact(candidate.numerics, attempt.candidate.numerics)
+        is_exact = goes_on_exactly(candidate, attempt.candidate)
         self._journal.info(
             "answer_resumed", f"{peer} goes on with {request.model} after {said} tokens",
             peer=peer, model=request.model, tokens=said, exact=is_exact,
         )  # fmt: skip
         return attempt
 
-    async def _resumed(self, request: InferenceRequest, client: str, broken: Broken) -> Attempt:
+    async def _resumed(self, request: InferenceRequest, asker: Asker, broken: Broken) -> Attempt:
         start, error, pause = trio.current_time(), broken.error, AGAIN
         until = start + PATIENCE
         while trio.current_time() < until:
-            left = self.candidates.resumers(request, broken.attempt.candidate, broken.failed)
+            left = self.candidates.resumers(
+                request, broken.attempt.candidate, broken.failed, asker.conversation
+            )
             for candidate in left:
                 try:
                     with trio.move_on_at(start + LONGER):
-                        return await self._begin(request, client, candidate)
+                        return await self._begin(request, asker, candidate)
                 except MeshError as failure:
                     error = failure
                     if isinstance(failure, _BUSY):

@@ -1,5 +1,6 @@
 """Which nodes could answer a question, by all that this one knows of them: what they announce, how
-busy they said they are, how far they are, and what they have read of the prompt before.
+busy they said they are, how far they are, and what they have read of the prompt before. Where
+nodes have shards of the model, which of them has the conversation (core/sessions.py).
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -17,7 +19,8 @@ from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.load import PeerLoads
 from p2p_mesh.core.names import ModelId, PeerId, RequestId
 from p2p_mesh.core.records import Held, InferenceRequest, ModelLoad, Query
-from p2p_mesh.core.routing import Candidate, Serving, catalogue, needs, rank, resumers
+from p2p_mesh.core.routing import Candidate, Serving, catalogue, needs, resumers, whole
+from p2p_mesh.core.sessions import rank, score, session
 from p2p_mesh.errors import Loading, MeshError, RequestError, Unavailable, UnknownModel
 from p2p_mesh.front.app import ModelCard
 from p2p_mesh.serve.capabilities import LACKS
@@ -65,13 +68,16 @@ class Candidates:
 
     def _card(self, name: ModelId, group: Sequence[Serving]) -> ModelCard:
         model = group[0].model
+        masses = [one.model.shard.mass for one in group if one.model.shard is not None]
         return ModelCard(
             id=name,
             created=self._known.get(name, int(self._clock())),
             context=max(one.model.context for one in group),
-            digest=next((one.model.digest for one in group if one.model.digest), None),
+            digest=next((digest for one in group if (digest := whole(one.model))), None),
             capabilities=model.capabilities,
             nodes=len(group),
+            shards=len(masses),
+            routing_mass=min(masses, default=None),
         )
 
     def _catalogue(self, *, suspects: bool = False) -> Mapping[ModelId, tuple[Serving, ...]]:
@@ -88,13 +94,17 @@ class Candidates:
 
     # Who answers a question
 
-    def of(self, question: InferenceRequest | Query, turn: RequestId) -> Sequence[Candidate]:
-        """Who can answer, best first. Raises what the client is told where nobody can."""
+    def of(
+        self, question: InferenceRequest | Query, turn: RequestId, conversation: str = ""
+    ) -> Sequence[Candidate]:
+        """Who can answer, best first. `conversation` is what the client calls the one that the
+        question belongs to. Raises what the client is told where nobody can.
+        """
         model, needed = question.model, needs(question)
         servings = self._catalogue(suspects=True).get(model, ())
         able = [one for one in servings if needed <= {*one.model.capabilities}]
         if able:
-            return self._ranked(able, question, turn)
+            return self._ranked(able, question, turn, conversation)
         if model in self._hosted and all(one.peer is not None for one in servings):
             return (Candidate(None, model, slots=0),)  # it loads, or failed: it says so itself
         if servings:
@@ -103,18 +113,22 @@ class Candidates:
         raise self.unknown(model)
 
     def resumers(
-        self, request: InferenceRequest, broken: Candidate, failed: Collection[PeerId | None]
+        self,
+        request: InferenceRequest,
+        broken: Candidate,
+        failed: Collection[PeerId | None],
+        conversation: str = "",
     ) -> Sequence[Candidate]:
         """Who could go on with an answer that `broken` gave, best first: those that have not failed
         it, else those that did and have come back.
         """
         try:
-            ranked = self.of(request, request.id)
+            ranked = self.of(request, request.id, conversation)
         except MeshError:  # nobody has the model any longer
             return ()
         if needs(request) & _SENSES:  # with another projector, images are other rows
             ranked = [one for one in ranked if one.numerics == broken.numerics]
-        alike = partial(resumers, digest=broken.digest, numerics=broken.numerics)
+        alike = partial(resumers, broken=broken)
         if found := alike(ranked, failed):
             return found
         back = [one for one in ranked if not one.suspect and one.slots]
@@ -129,13 +143,26 @@ class Candidates:
         return any(held.loading and held.id == model for stock in self._stocks() for held in stock)
 
     def _ranked(
-        self, able: Sequence[Serving], question: InferenceRequest | Query, turn: RequestId
+        self,
+        able: Sequence[Serving],
+        question: InferenceRequest | Query,
+        turn: RequestId,
+        conversation: str,
     ) -> Sequence[Candidate]:
-        if not isinstance(question, InferenceRequest):
-            return rank([self._candidate(serving, ()) for serving in able], turn)
-        chain = links(question)
+        chain: Sequence[bytes] = ()
+        tokens = 0
+        if isinstance(question, InferenceRequest):
+            chain, tokens = links(question), self.sizes.tokens(question.model, question)
         found = [self._candidate(serving, chain) for serving in able]
-        return rank(found, turn, self.sizes.tokens(question.model, question))
+        if any(one.shard is not None for one in found):
+            key = session(question, conversation)
+            found = [self._placed(one, key) for one in found]
+        return rank(found, turn, tokens)
+
+    def _placed(self, one: Candidate, key: bytes) -> Candidate:
+        """With its score for a conversation, which is the same whichever node is asked."""
+        peer = one.peer or self.me
+        return replace(one, score=score(key, peer)) if peer is not None else one
 
     def _candidate(self, serving: Serving, chain: Sequence[bytes]) -> Candidate:
         peer, model = serving.peer, serving.model
@@ -158,6 +185,8 @@ class Candidates:
             digest=model.digest,
             numerics=model.numerics,
             resumable=model.resumable,
+            shard=model.shard,
+            speed=model.speed,
         )
 
     def _load(self, serving: Serving) -> tuple[ModelLoad, int]:

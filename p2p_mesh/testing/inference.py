@@ -37,6 +37,7 @@ class ScriptedInference:
         self.queries: list[Query] = []
         self.clients: list[str] = []
         """Who asked them."""
+        self.conversations: list[str] = []
         self.active = 0
         self.started = trio.Event()
         """Set when the first answer is entered."""
@@ -51,9 +52,10 @@ class ScriptedInference:
 
     @asynccontextmanager
     async def answer(
-        self, request: InferenceRequest, client: str = ""
+        self, request: InferenceRequest, client: str = "", conversation: str = ""
     ) -> AsyncIterator[AsyncIterator[Delta]]:
         self.clients.append(client)
+        self.conversations.append(conversation)
         self.requests.append(request)
         self._check(request.model)
         if self._steps and isinstance(self._steps[0], Exception):

@@ -23,6 +23,7 @@ from p2p_mesh.core.records import (
     Resume,
     Scores,
     ServedModel,
+    Shard,
     Text,
     TextPrompt,
     TokenizeQuery,
@@ -40,6 +41,7 @@ from p2p_mesh.core.routing import (
     Serving,
     answers,
     catalogue,
+    goes_on_exactly,
     needs,
     predicted,
     promising,
@@ -200,26 +202,67 @@ FILE = Digest("1" * 64)
 def test_only_the_same_file_goes_on() -> None:
     same, other = peer("a", digest=FILE), peer("b", digest=Digest("2" * 64))
     unknown, endpoint = peer("c"), peer("d", digest=FILE, resumable=False)
-    able = resumers([same, other, unknown, endpoint], (), digest=FILE, numerics="")
+    able = resumers([same, other, unknown, endpoint], (), broken=peer("x", digest=FILE))
     assert able == (same,)
-    assert resumers([same, unknown], (), digest=None, numerics="") == ()
+    assert resumers([same, unknown], (), broken=peer("x")) == ()
 
 
 def test_failed_node_does_not_go_on() -> None:
     here, there = replace(HERE, digest=FILE), peer("a", digest=FILE)
-    assert resumers([here, there], {None}, digest=FILE, numerics="") == (there,)
+    assert resumers([here, there], {None}, broken=here) == (there,)
 
 
 def test_node_that_computes_alike_goes_on_first() -> None:
     first = peer("a", digest=FILE, numerics="x")
     second = peer("b", digest=FILE, numerics="y")
     third = peer("c", digest=FILE, numerics="x")
-    assert resumers([first, second, third], (), digest=FILE, numerics="y") == (second, first, third)
+    broken = peer("x", digest=FILE, numerics="y")
+    assert resumers([first, second, third], (), broken=broken) == (second, first, third)
 
 
-def serving(peer: str | None, digest: str | None, name: str = "m") -> Serving:
-    whole = Digest(digest * 64) if digest else None
-    model = ServedModel(id=ModelId(name), digest=whole, context=8, slots=1)
+def test_shard_goes_on_for_another_and_the_whole_for_both_but_the_same_file_first() -> None:
+    one, other = (shard("a", "3"), shard("b", "4"))
+    same = replace(one, peer=PeerId("c"), numerics="y")
+    all_of_it = peer("d", digest=FILE)
+    stranger = shard("e", "5", of="6")
+    able = resumers([other, all_of_it, stranger, same], (), broken=replace(one, numerics="x"))
+    assert able == (same, other, all_of_it)
+    assert resumers([one, other], (), broken=all_of_it) == (one, other)
+
+
+def test_shard_of_which_the_file_is_not_known_goes_on_too() -> None:
+    one = replace(shard("a", "3"), digest=None)
+    other = replace(one, peer=PeerId("b"))
+    assert resumers([other], (), broken=one) == (other,)
+
+
+def test_only_the_same_file_goes_on_exactly() -> None:
+    same = peer("a", digest=FILE, numerics="exact 1")
+    assert goes_on_exactly(same, replace(same, peer=PeerId("b")))
+    assert not goes_on_exactly(same, replace(same, numerics="exact 2"))
+    assert not goes_on_exactly(same, replace(shard("b", "3"), numerics="exact 1"))
+    nameless = replace(same, digest=None)
+    assert goes_on_exactly(nameless, nameless)
+    assert not goes_on_exactly(nameless, replace(nameless, peer=PeerId("b")))
+
+
+def test_shards_of_unknown_files_are_never_exact() -> None:
+    one = replace(shard("a", "3"), digest=None, numerics="exact 1")
+    assert not goes_on_exactly(one, one)
+    assert not goes_on_exactly(one, replace(one, peer=PeerId("b")))
+
+
+def shard(name: str, digest: str, *, of: str = "1", mass: float = 0.9) -> Candidate:
+    part = Shard(model=Digest(of * 64), mass=mass)
+    return peer(name, digest=Digest(digest * 64), shard=part)
+
+
+def serving(
+    peer: str | None, digest: str | None, name: str = "m", *, of: str | None = None
+) -> Serving:
+    file = Digest(digest * 64) if digest else None
+    part = Shard(model=Digest(of * 64), mass=0.9) if of else None
+    model = ServedModel(id=ModelId(name), digest=file, context=8, slots=1, shard=part)
     return Serving(PeerId(peer) if peer else None, model)
 
 
@@ -245,6 +288,17 @@ def test_name_means_the_file_that_most_nodes_have() -> None:
 
 def test_file_without_a_digest_goes_with_the_name() -> None:
     assert names(serving("a", None), serving("b", "1")) == {"m": ["a", "b"]}
+
+
+def test_shards_of_one_model_count_as_that_model() -> None:
+    shards = serving("a", "2", of="1"), serving("b", "3", of="1"), serving("c", None, of="1")
+    assert names(*shards) == {"m": ["a", "b", "c"]}
+    assert names(*shards, serving("d", "1")) == {"m": ["a", "b", "c", "d"]}
+
+
+def test_shards_of_another_model_have_another_name() -> None:
+    found = names(serving("a", "3", of="1"), serving("b", "1"), serving(None, "4", of="2"))
+    assert found == {"m": [None], "m@11111111": ["a", "b"], "m@22222222": [None]}
 
 
 def chat(*contents: Any) -> InferenceRequest:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from p2p_mesh.core.costs import Layer, StageModel
-from p2p_mesh.core.names import ModelId, PeerId
-from p2p_mesh.core.records import Announcement, Resources, ServedModel
+from p2p_mesh.core.names import Digest, ModelId, PeerId
+from p2p_mesh.core.records import Announcement, Resources, ServedModel, Shard
 from p2p_mesh.core.sites import BANDWIDTH, ROUND_TRIP, Site, here, objection, site
 
 RESOURCES = Resources(memory_total=9, memory_free=7, threads=2, bandwidth=3e9)
@@ -59,6 +59,12 @@ def test_measured_speed_of_the_whole_model_counts_before_the_bandwidth(
     about = announced(models=(other, served))
     assert site(PEER, about, round_trip=0.01, model=MODEL).speed == expected
     assert site(PEER, about, round_trip=0.01).speed == 3e9
+
+
+def test_speed_of_a_shard_is_not_that_of_the_whole_model() -> None:
+    shard = Shard(model=Digest("1" * 64), mass=0.9)
+    served = ServedModel(id=ModelId("m"), context=8, slots=1, speed=5.0, shard=shard)
+    assert site(PEER, announced(models=(served,)), round_trip=0.01, model=MODEL).speed == 3e9
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,15 @@ async def test_client_is_told_by_its_address_and_its_user() -> None:
     assert inference.clients == ["127.0.0.1", "127.0.0.1/kim", "127.0.0.1"]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_conversation_is_told_by_the_key_that_its_client_gives(path: str) -> None:
+    inference = ScriptedInference(*HELLO)
+    asked = CHAT if "chat" in path else {"model": "tiny", "prompt": "x"}
+    for more in ({}, {"prompt_cache_key": "mine"}):
+        await over(inference).post(path, json={**asked, **more})
+    assert inference.conversations == ["", "mine"]
+
+
 async def test_prompt_that_is_too_long_is_named_with_both_numbers() -> None:
     error = ContextExceeded("the prompt has 900 tokens; there is room for 512", param="messages")
     for stream in (False, True):

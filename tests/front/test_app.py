@@ -62,6 +62,8 @@ async def test_models_are_listed() -> None:
                     "digest": None,
                     "capabilities": ["generate"],
                     "nodes": 1,
+                    "shards": 0,
+                    "routing_mass": None,
                 },
             }
         ]

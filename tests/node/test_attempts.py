@@ -21,6 +21,7 @@ from p2p_mesh.core.records import (
     ModelLoad,
     Resources,
     ServedModel,
+    Shard,
     TextPrompt,
     Usage,
 )
@@ -379,3 +380,72 @@ async def test_images_go_on_only_through_the_same_projector(
     picture = ChatPrompt(messages=({"role": "user", "content": [{"type": "image_url"}]},))
     assert await world.text(msgspec.structs.replace(ASKED, prompt=picture)) == WHOLE
     assert (len(other.asked), len(same.asked)) == (0, 1)
+
+
+def shards(world: World, *peers: str) -> None:
+    """These peers have a shard of the model each."""
+    for place, peer in enumerate(peers, 2):
+        part = Shard(model=Digest("1" * 64), mass=0.9)
+        digest = Digest(str(place) * 64)
+        world.announce(peer, msgspec.structs.replace(MODEL, digest=digest, shard=part), 2)
+
+
+async def test_conversation_stays_with_one_shard() -> None:
+    peers = {name: Speaker() for name in "abc"}
+    world = World(**peers)
+    shards(world, *"abc")
+    for turn in range(9):
+        await world.text(msgspec.structs.replace(ASKED, id=RequestId(str(turn))))
+    assert sorted(len(peer.asked) for peer in peers.values()) == [0, 0, 9]
+
+
+async def test_client_says_what_is_one_conversation() -> None:
+    peers = {name: Speaker() for name in "abc"}
+    world = World(**peers)
+    shards(world, *"abc")
+    for turn in range(9):
+        asked = msgspec.structs.replace(ASKED, prompt=TextPrompt(text=str(turn)))
+        async with world.answers.answer(asked, conversation="mine") as deltas:
+            assert [delta async for delta in deltas]
+    assert sorted(len(peer.asked) for peer in peers.values()) == [0, 0, 9]
+
+
+@pytest.mark.parametrize("said", range(1, len(WORDS)))
+async def test_conversation_goes_on_at_another_shard_where_its_node_dies(said: int) -> None:
+    peers = {name: Speaker(fails_after=said) for name in "ab"}
+    world = World(**peers)
+    shards(world, *"ab")
+    async with world.answers.answer(ASKED) as deltas:
+        got = [(await anext(deltas)).text for _ in range(said)]
+        (dies,) = (name for name, peer in peers.items() if peer.asked)
+        (other,) = (peer for name, peer in peers.items() if name != dies)
+        other.fails_after = None
+        got += [delta.text async for delta in deltas]
+    assert "".join(got) == WHOLE
+    (resume,) = other.asked[0].resume
+    assert resume.tokens == tuple(range(said))
+    (entry,) = world.events("answer_resumed")
+    assert entry.fields["exact"] is False
+    peers[dies].fails_after = None  # it is suspect until it is heard of again
+    assert await world.text() == WHOLE
+    assert len(other.asked) == 2
+    world.inventory.trust(PeerId(dies))
+    assert await world.text() == WHOLE
+    assert len(peers[dies].asked) == 2
+
+
+async def test_whole_model_goes_on_where_the_last_shard_dies() -> None:
+    dies, has_all = Speaker(fails_after=2), Speaker()
+    world = World(a=dies, w=has_all)
+    shards(world, "a")
+    world.inventory.suspect(PeerId("w"))
+    assert await world.text() == WHOLE
+    assert len(has_all.asked[0].resume[0].tokens) == 2
+
+
+async def test_shard_goes_on_where_the_whole_model_dies() -> None:
+    part = Speaker()
+    world = World(Speaker(fails_after=2), a=part)
+    shards(world, "a")
+    assert await world.text() == WHOLE
+    assert part.asked[0].resume

@@ -1,5 +1,6 @@
 """What a node knows of the others decides whom it asks: busyness, distance, what was read there."""
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +14,12 @@ from p2p_mesh.core.load import FRESH
 from p2p_mesh.core.names import Digest, ModelId, PeerId, RequestId
 from p2p_mesh.core.records import (
     Announcement,
+    EmbedQuery,
     InferenceRequest,
     ModelLoad,
     Resources,
     ServedModel,
+    Shard,
     TextPrompt,
 )
 from p2p_mesh.core.routing import Candidate
@@ -27,13 +30,18 @@ A, B = PeerId("a"), PeerId("b")
 MODEL = ServedModel(id=M, digest=Digest("1" * 64), context=4096, slots=2, numerics="exact")
 ASKED = InferenceRequest(id=RequestId("r"), model=M, prompt=TextPrompt(text="word " * 2000))
 
+NOTHING: Mapping[PeerId, ServedModel] = {}
 
-def known(*peers: PeerId, here: Any = None) -> Candidates:
+
+def known(
+    *peers: PeerId, here: Any = None, serves: Mapping[PeerId, ServedModel] = NOTHING
+) -> Candidates:
     inventory = Inventory()
-    for peer in peers:
+    for peer in (*peers, *serves):
         announcement = Announcement(
             sequence=(1, 1), issued_at=0, lifetime=60, name=peer, version="1",
-            resources=Resources(memory_total=1, memory_free=1, threads=1), models=(MODEL,),
+            resources=Resources(memory_total=1, memory_free=1, threads=1),
+            models=(serves.get(peer, MODEL),),
         )  # fmt: skip
         inventory.apply(Offer(peer, announcement, b"", 60.0))
     candidates = Candidates({"m": here} if here else {}, inventory, lambda: 7.0)
@@ -127,3 +135,79 @@ async def test_a_file_without_a_digest_goes_on_only_where_it_was() -> None:
 def test_model_that_loads_here_will_be_there_soon(state: str, is_loading: bool) -> None:
     assert known(here=hosted(state)).is_loading(M) is is_loading
     assert not known().is_loading(M)
+
+
+def shard(digest: str, mass: float = 0.9) -> ServedModel:
+    part = Shard(model=Digest("1" * 64), mass=mass)
+    return msgspec.structs.replace(MODEL, digest=Digest(digest * 64), shard=part)
+
+
+SHARDS = {A: shard("2", 0.93), B: shard("3", 0.91)}
+
+
+def asks(conversation: int) -> InferenceRequest:
+    prompt = TextPrompt(text=f"conversation {conversation}")
+    return msgspec.structs.replace(ASKED, id=RequestId(str(conversation)), prompt=prompt)
+
+
+async def test_model_in_shards_is_one_model_and_says_so() -> None:
+    (card,) = known(serves=SHARDS).models()
+    assert (card.id, card.digest, card.nodes) == (M, MODEL.digest, 2)
+    assert (card.shards, card.routing_mass) == (2, 0.91)
+    (card,) = known(PeerId("c"), serves=SHARDS).models()
+    assert (card.digest, card.nodes, card.shards) == (MODEL.digest, 3, 2)
+    (card,) = known(A).models()
+    assert (card.shards, card.routing_mass) == (0, None)
+
+
+async def test_conversation_has_the_same_home_whichever_node_is_asked() -> None:
+    from_afar = known(serves=SHARDS)
+    from_a = known(here=serving(SHARDS[A]), serves={B: SHARDS[B]})
+    from_a.me = A
+    homes = [order(from_afar, asks(n))[0] for n in range(20)]
+    assert set(homes) == {A, B}
+    assert homes == [order(from_a, asks(n))[0] or A for n in range(20)]
+
+
+async def test_conversation_goes_by_the_name_that_its_client_gives_it() -> None:
+    candidates = known(serves=SHARDS)
+    homes = {candidates.of(asks(n), RequestId(str(n)), "mine")[0].peer for n in range(20)}
+    assert len(homes) == 1
+
+
+async def test_queries_to_a_model_in_shards_go_to_one_of_them() -> None:
+    embeds = msgspec.structs.replace(SHARDS[A], capabilities=("embed",))
+    candidates = known(serves={A: embeds, B: embeds})
+    query = EmbedQuery(model=M, inputs=("x",))
+    assert len({candidates.of(query, RequestId(str(n)))[0].peer for n in range(20)}) == 1
+
+
+async def test_busy_home_is_passed_over_until_it_is_free() -> None:
+    candidates = known(serves=SHARDS)
+    home, other = order(candidates, asks(1))
+    assert home is not None
+    candidates.heard_load(home, [ModelLoad(model=M, slots=2, active=2, queued=2, whole=10.0)])
+    assert order(candidates, asks(1)) == [other, home]
+    candidates.heard_load(home, [ModelLoad(model=M, slots=2)])
+    assert order(candidates, asks(1)) == [home, other]
+
+
+async def test_whole_model_here_goes_before_shards_elsewhere() -> None:
+    candidates = known(here=serving(MODEL), serves=SHARDS)
+    assert {order(candidates, asks(n))[0] for n in range(20)} == {None}
+
+
+async def test_shard_goes_on_for_another() -> None:
+    candidates = known(serves=SHARDS)
+    (broken,) = (one for one in candidates.of(ASKED, ASKED.id) if one.peer == A)
+    assert [one.peer for one in candidates.resumers(ASKED, broken, {A})] == [B]
+    with_whole = known(PeerId("c"), serves=SHARDS)
+    found = with_whole.resumers(ASKED, broken, {A, B})
+    assert [one.peer for one in found] == ["c"]
+
+
+def serving(model: ServedModel) -> Any:
+    here = hosted()
+    here.active = here.queued = 0
+    here.served = lambda: model
+    return here

@@ -51,7 +51,7 @@ class Obliging(ScriptedInference):
 
     @asynccontextmanager
     async def answer(
-        self, request: InferenceRequest, client: str = ""
+        self, request: InferenceRequest, client: str = "", conversation: str = ""
     ) -> AsyncIterator[AsyncIterator[Delta]]:
         script = ScriptedInference(*_steps(request))
         async with script.answer(request) as deltas:
