@@ -10,6 +10,10 @@ import click
 from p2p_mesh.cli import output
 from p2p_mesh.cli.client import Client, data_dir_option, json_option
 
+_OF_DISK = frozenset({
+    "expert_hit_rate", "disk_bytes_per_token", "disk_bandwidth_bytes", "disk_wait_share"
+})  # fmt: skip
+
 
 @click.command("status")
 @data_dir_option
@@ -57,6 +61,29 @@ def _show_more(models: list[dict[str, Any]]) -> None:
     for one in models:
         for text in (*([one["error"]] if one["error"] else []), *one.get("notes", ())):
             output.line(f"  {one['id']}: {text}")
+        if shard := one.get("shard"):
+            output.line(f"  {one['id']}: {_shard(shard)}")
+        if measures := one.get("measures"):
+            output.line(f"  {one['id']}: {_measured(measures)}")
+
+
+def _shard(shard: dict[str, Any]) -> str:
+    return (
+        f"an expert shard, with {shard['mass']:.1%} of the routing mass of the whole model "
+        f"({shard['model'][:12]})"
+    )
+
+
+def _measured(measures: dict[str, float]) -> str:
+    """What an engine has measured: that of a disk in words, anything else by its names."""
+    if _OF_DISK - measures.keys():
+        return ", ".join(f"{name} {round(value, 4):.15g}" for name, value in measures.items())
+    return (
+        f"hit rate {measures['expert_hit_rate']:.0%}, "
+        f"{measures['disk_bytes_per_token'] / 1e6:.0f} MB a token at "
+        f"{measures['disk_bandwidth_bytes'] / 1e9:.1f} GB/s, "
+        f"{measures['disk_wait_share']:.0%} of the time waiting for the disk"
+    )
 
 
 def _tables(found: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], list[list[str]]]]:

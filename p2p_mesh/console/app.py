@@ -16,6 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
+from p2p_mesh.console.metrics import MEDIA_TYPE as METRICS
+from p2p_mesh.console.metrics import metrics
 from p2p_mesh.core.control import Command, ListModels, LoadModel, StopNode, UnloadModel
 from p2p_mesh.core.invite import MAX_TOKEN, MAX_USES
 from p2p_mesh.core.names import Digest
@@ -119,6 +121,7 @@ def create_app(
         [
             *_page(),
             Route("/api/status", endpoints.status),
+            Route("/metrics", endpoints.metrics, methods=["GET"]),
             Route("/api/plan", endpoints.plan, methods=["POST"]),
             Route("/api/invites", endpoints.invites, methods=["GET"]),
             Route("/api/invites", endpoints.invite, methods=["POST"]),
@@ -151,12 +154,18 @@ class Endpoints:
     async def status(self, _request: Request) -> Response:
         return _fresh(self._console.status())
 
+    async def metrics(self, _request: Request) -> Response:
+        text = metrics(self._console.status())
+        return Response(text, headers={"cache-control": "no-store"}, media_type=METRICS)
+
     async def plan(self, request: Request) -> Response:
         fields = Fields(parse(await request.body()))
         trip = fields.take("max_rtt", number(0, MAX_RTT, above=True))
         wanted = Wanted(
             model=fields.require("model", _name),
             split=fields.take("split", boolean),
+            flash=fields.take("flash", boolean),
+            shards=fields.take("shards", boolean),
             context=fields.take("ctx", integer(16, 2**24)),
             slots=fields.take("parallel", integer(1, 256)),
             most_round_trip=None if trip is None else trip / 1e3,

@@ -301,6 +301,10 @@ class Resources(Record, frozen=True, kw_only=True):
     device: ShortText = "cpu"
     bandwidth: Annotated[float, Meta(ge=0, le=1e15)] = 0.0
     """Bytes of weights that its engines read in a second, as measured once; 0: not measured."""
+    disk: Annotated[float, Meta(ge=0, le=1e15)] = 0.0
+    """Bytes of a model's file that come from the disk in a second, several reads at a time, past
+    the memory of the system; 0: not measured.
+    """
 
 
 class ServedModel(Record, frozen=True, kw_only=True):
@@ -330,7 +334,11 @@ class Held(Record, frozen=True, kw_only=True):
     resting: bool = False
     """It will not be loaded now, however much it is wanted: others need not wait for this node."""
     waiting: bool = False
-    """It is loaded once other nodes are there to take stages of it."""
+    """It is loaded once other nodes are there to take stages of it, or shards."""
+    shards: Count = 0
+    """It is served by expert shards, or will be, and this node takes part: with room for so many
+    bytes of experts. 0: it takes no part.
+    """
 
 
 class ModelLoad(Record, frozen=True, kw_only=True):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+import mmap
 import os
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 
 import psutil
 
-from p2p_mesh.core.records import Resources
+from p2p_mesh.core.records import ModelFile, Resources
 
 SAMPLE = 32 << 20
 """Bytes that are read to measure how fast memory is: more than one core's caches hold."""
@@ -18,6 +22,13 @@ MEASURING = 0.02
 """Seconds for that; the sample takes as long again to be made."""
 MOST_READERS = 4
 """More threads read hardly faster from the memory of most machines."""
+BLOCK = 1 << 20
+"""Bytes of one read that measures the disk: about what an expert's weights in one tensor have."""
+DEPTH = 8
+"""Reads at a time."""
+DISK_MEASURING = 0.25
+MOST_FILES = 4096
+"""Files of a package that are looked through for the largest."""
 _SHORTEST = 1e-5
 """Seconds that a reader takes at least: some clocks are coarse."""
 
@@ -60,6 +71,54 @@ def bandwidth(readers: int | None = None) -> float:
         while not best or time.perf_counter() < until:
             best = max(best, sum(pool.map(read, range(readers))))
     return best
+
+
+def disk(models: Iterable[ModelFile]) -> float:
+    """Bytes that come from the disk in a second, DEPTH reads of a BLOCK at a time, anywhere in the
+    largest mixture of experts among these models: its experts may have to be read from there. 0
+    where there is none, or where the file cannot be read past the memory of the system. Blocks for
+    DISK_MEASURING seconds, and as long as one read takes.
+    """
+    mixtures = [one for one in models if one.experts]
+    if not mixtures or not hasattr(os, "O_DIRECT"):
+        return 0.0
+    try:
+        path = _largest(Path(max(mixtures, key=lambda one: one.size_bytes).path))
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            return _read_rate(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:  # a file system that has no direct reads, or one that is in memory
+        return 0.0
+
+
+def _largest(path: Path) -> Path:
+    """The file, or the largest of a package."""
+    files = itertools.islice(path.rglob("*.gguf"), MOST_FILES) if path.is_dir() else ()
+    return max(files, key=lambda one: one.stat().st_size, default=path)
+
+
+def _read_rate(descriptor: int) -> float:
+    """Bytes a second of direct reads from a file; 0 where it is smaller than one."""
+    blocks = os.fstat(descriptor).st_size // BLOCK
+    if not blocks:
+        return 0.0
+    places = Random(blocks)
+    began = time.perf_counter()
+    until = began + DISK_MEASURING
+
+    def read(number: int) -> int:
+        count = 0
+        with mmap.mmap(-1, BLOCK) as buffer:  # direct reads want an address at a page's beginning
+            while time.perf_counter() < until:
+                place = BLOCK * places.randrange(blocks)
+                count += os.preadv(descriptor, [buffer], place)
+        return count
+
+    with ThreadPoolExecutor(DEPTH) as pool:
+        count = sum(pool.map(read, range(DEPTH)))
+    return count / (time.perf_counter() - began)
 
 
 def _engine_threads() -> int:

@@ -31,6 +31,26 @@ def test_who_holds_the_layers_is_said(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == "  m: in stages: layers 0-5 here\n"
 
 
+def test_what_the_disk_costs_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    measures = {"expert_hit_rate": 0.634, "disk_bytes_per_token": 41.2e6, "expert_bytes": 16e9,
+                "disk_bandwidth_bytes": 1.2e9, "disk_wait_share": 0.71}  # fmt: skip
+    _show_more([{"id": "m", "error": "", "measures": measures}])
+    assert capsys.readouterr().out == (
+        "  m: hit rate 63%, 41 MB a token at 1.2 GB/s, 71% of the time waiting for the disk\n"
+    )
+
+
+def test_other_measures_are_said_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    _show_more([{"id": "m", "error": "", "measures": {"warmth": 0.25, "turns": 12_000_000}}])
+    assert capsys.readouterr().out == "  m: warmth 0.25, turns 12000000\n"
+
+
+def test_shard_says_what_it_keeps(capsys: pytest.CaptureFixture[str]) -> None:
+    _show_more([{"id": "m", "error": "", "shard": {"model": "12" * 32, "mass": 0.9123}}])
+    said = "an expert shard, with 91.2% of the routing mass of the whole model (121212121212)"
+    assert capsys.readouterr().out == f"  m: {said}\n"
+
+
 def test_peer_shows_its_models() -> None:
     row = {"peer_id": "p", "name": "bob", "state": "suspect", "models": ["m", "n"]}
     assert _peer(row) == ["p", "bob", "suspect", "m, n"]

@@ -28,10 +28,11 @@ class FakeConsole:
         self.invited: list[tuple[Role, int | None, int | None, int | None]] = []
         self.revoked: list[str] = []
         self.planned: list[Wanted] = []
+        self.shown: dict[str, Any] = STATUS
         self._holds_key = holds_key
 
     def status(self) -> dict[str, Any]:
-        return STATUS
+        return self.shown
 
     async def invite(
         self, role: Role, until: int | None, uses: int | None = None, join_by: int | None = None
@@ -103,6 +104,15 @@ async def test_status_is_shown() -> None:
     assert response.headers["cache-control"] == "no-store"
 
 
+async def test_metrics_are_the_status_in_another_form() -> None:
+    resources = {"memory_total": 2, "memory_free": 1}
+    console = FakeConsole()
+    console.shown = {**STATUS, "version": "1", "uptime_s": 1.0, "resources": resources}
+    response = await client(console).get("/metrics")
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert "meshnode_memory_free_bytes 1\n" in response.text
+
+
 async def test_invite_is_made() -> None:
     console = FakeConsole()
     http = client(console, key=TOKEN)
@@ -133,12 +143,14 @@ async def test_plan_is_asked_for() -> None:
     http = client(console, key=TOKEN)
     assert (await http.post("/api/plan", json={"model": "m"})).json() == {"choice": "stages"}
     pinned = {"node": "bob", "layer_start": 0, "layer_end": 4}
+    await http.post("/api/plan", json={"model": "m", "flash": True, "shards": False})
     await http.post("/api/plan", json={
         "model": "m", "split": True, "ctx": 64, "parallel": 2, "max_rtt": 20,
         "stages": {"model": "m", "manifest_sha256": DIGEST, "stages": [pinned]},
     })  # fmt: skip
     assert console.planned == [
         Wanted(model="m"),
+        Wanted(model="m", flash=True, shards=False),
         Wanted(
             model="m", split=True, context=64, slots=2, most_round_trip=0.02,
             topology=Topology(

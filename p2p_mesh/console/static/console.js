@@ -44,10 +44,14 @@ function modelState(model) {
     bar.value = model.progress;
     parts.push(" ", bar);
   }
-  for (const note of [model.error, ...(model.notes ?? [])]) {
+  for (const note of [model.error, shardNote(model.shard), ...(model.notes ?? [])]) {
     if (note) parts.push(element("span", note, "small"));
   }
   return parts;
+}
+
+function shardNote(shard) {
+  return shard ? `an expert shard, with ${(shard.mass * 100).toFixed(1)} % of the routing mass` : "";
 }
 
 function modelRow(model) {

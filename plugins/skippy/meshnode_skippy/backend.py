@@ -19,7 +19,7 @@ from p2p_mesh.core import families
 from p2p_mesh.core.costs import StageModel, rooms
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply, Resources
-from p2p_mesh.core.sites import Site
+from p2p_mesh.core.sites import BACKEND, Site
 from p2p_mesh.core.stages import Impossible, Plan, layers, plan
 from p2p_mesh.errors import ModelError, Unavailable
 from p2p_mesh.serve.backend import Description, Fit, Load, Mesh, Package, Refusal
@@ -52,6 +52,14 @@ class Skippy:
         if isinstance(anywhere, Refusal):
             return anywhere
         return Fit(load.context or 0, load.slots or 0, memory_bytes=0, choice="stages")
+
+    async def expect(self, load: Load, mesh: Mesh) -> Fit | Refusal:
+        """The plan as it would be now. Alone, nothing is planned: that may read the whole file."""
+        if not any(BACKEND in about.backends for _, about in mesh.peers()):
+            return Refusal("no other node is known that takes stages.", "Start some in this mesh.")
+        found = await find_plan(load, mesh, await mesh.package(load.model), set())
+        speed = found.tokens_per_second
+        return Fit(found.context, found.slots, 0, tokens_per_second=speed, choice="stages")
 
     @asynccontextmanager
     async def open(self, load: Load, mesh: Mesh) -> AsyncIterator[SplitEngine]:

@@ -137,7 +137,7 @@ class Ring:
             kv_type=load.kv_type or "f16",
             wire=load.wire,
             deterministic=load.deterministic,
-            speculation=load.speculation,
+            speculation=load.speculation is not False,
         )
         seat = Seat(asked, place, alarm=self._wake, moved=self._report)
         own = _own(load) if place.is_here else NOTHING
