@@ -62,6 +62,8 @@ class Arena:
         for one in regions:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _FIXED | _NO_RESERVE
             _check(_libc.mmap(one.address, one.size, _READ_WRITE, flags, -1, 0), one.address)
+        self._views = [memoryview((ctypes.c_char * one.size).from_address(one.address)).cast("B")
+                       for one in regions]  # fmt: skip
 
     @property
     def size(self) -> int:
@@ -74,6 +76,13 @@ class Arena:
             if one.file == file and one.offset <= offset < one.offset + one.size:
                 return one.address + offset - one.offset
         raise LookupError(f"byte {offset} of file {file} is not mapped")
+
+    def view(self, pages: Pages) -> memoryview:
+        """The bytes that stand there, to be read or filled."""
+        for one, view in zip(self._regions, self._views, strict=True):
+            if one.address <= pages[0] < one.address + one.size:
+                return view[pages[0] - one.address : pages[1] - one.address]
+        raise LookupError(f"nothing of a file stands at {pages[0]:x}")
 
     def empty(self, pages: Iterable[Pages]) -> None:
         """What stands there is not wanted any more."""

@@ -69,11 +69,11 @@ class FlashModel(Model):
 
     def _read_trunk(self) -> Iterator[float]:
         parts = list(self._trunk())
-        total, done = sum(part.size for part in parts), 0
+        total, done = sum(len(part.target) for part in parts), 0
         for part in parts:
             self.reader.post(part)
             self.reader.wait()
-            done += part.size
+            done += len(part.target)
             yield done / total
 
     def _trunk(self) -> Iterator[Part]:
@@ -83,8 +83,9 @@ class FlashModel(Model):
             for one in header.tensors:
                 if one.name not in experts and one.size:
                     address = self.arena.address(number, one.offset)
-                    begin, end = outer(address, address + one.size)
-                    yield Part(number, one.offset - (address - begin), end - begin, begin)
+                    pages = outer(address, address + one.size)
+                    offset = one.offset - (address - pages[0])
+                    yield Part(number, offset, self.arena.view(pages))
 
 
 class FlashContext(Context):

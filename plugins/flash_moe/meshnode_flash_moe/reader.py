@@ -7,7 +7,6 @@ file would be memory that nobody granted. Elsewhere they are dropped after each 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
@@ -31,14 +30,11 @@ _STACK = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Bytes of a file, and where they go. Offset and address are whole pages, and so is the size
-    but at the end of a file.
-    """
+    """Bytes of a file, and where they go. All is whole pages, but at the end of a file."""
 
     file: int
     offset: int
-    size: int
-    address: int
+    target: memoryview
 
 
 class Reader:
@@ -67,11 +63,16 @@ class Reader:
 
     def post(self, part: Part) -> None:
         """Begins to read."""
-        for at in range(0, part.size, PIECE):
-            size = min(PIECE, part.size - at)
-            self._jobs.put(Part(part.file, part.offset + at, size, part.address + at))
+        size = len(part.target)
+        if size <= PIECE:
+            self._jobs.put(part)
             self._waited += 1
-        self.read += part.size
+        else:
+            for at in range(0, size, PIECE):
+                target = part.target[at : at + PIECE]
+                self._jobs.put(Part(part.file, part.offset + at, target))
+                self._waited += 1
+        self.read += size
 
     def wait(self) -> None:
         """Until all of it is there. Raises OSError, also where a file is no longer what it was."""
@@ -104,16 +105,15 @@ class Reader:
 
     def _read(self, part: Part) -> None:
         file, is_direct = self._files[part.file]
-        target = memoryview((ctypes.c_char * part.size).from_address(part.address)).cast("B")
-        wanted = min(part.size, self._sizes[part.file] - part.offset)
+        wanted = min(len(part.target), self._sizes[part.file] - part.offset)
         at = 0
         while at < wanted:
-            count = os.preadv(file, [target[at:]], part.offset + at)
+            count = os.preadv(file, [part.target[at:]], part.offset + at)
             if not count:
                 raise OSError(f"{self._paths[part.file]} has become shorter while it was in use")
             at += count
         if not is_direct:
-            os.posix_fadvise(file, part.offset, part.size, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(file, part.offset, wanted, os.POSIX_FADV_DONTNEED)
 
     def _look(self) -> None:
         self._looked = time.perf_counter()
@@ -139,15 +139,14 @@ def _rate(path: Path, depth: int, size: int, seconds: float) -> float:
     rng = random.Random(depth)
     reader = Reader([path], depth=depth)
     room = -(-size // PAGE) * PAGE
-    held = mmap.mmap(-1, room * depth)  # it begins with a page
-    memory = ctypes.addressof(ctypes.c_char.from_buffer(held))
+    memory = memoryview(mmap.mmap(-1, room * depth))  # it begins with a page
     most = max(1, (path.stat().st_size - room) // PAGE)
     try:
         begun = time.perf_counter()
         while (took := time.perf_counter() - begun) < seconds or not reader.read:
             places = [rng.randrange(most) * PAGE for _ in range(depth)]
             for number, place in enumerate(places):
-                reader.post(Part(0, place, room, memory + room * number))
+                reader.post(Part(0, place, memory[room * number : room * (number + 1)]))
             reader.wait()
         return reader.read / took
     finally:

@@ -58,7 +58,7 @@ class Experts:
         room: int,
     ) -> None:
         self._layers, self._arena, self._reader = layers, arena, reader
-        self._starts = [[arena.address(one.file, one.offset) for one in layer] for layer in layers]
+        self._stands: dict[tuple[int, int], Sequence[tuple[Pages, Part]]] = {}
         sizes = [sum(one.size for one in layer) for layer in layers]
         self.residency = Residency(sizes, experts, used, room)
         self.total = sum(sizes) * experts
@@ -95,12 +95,12 @@ class Experts:
 
     def _bring(self, change: Change) -> None:
         """Begins to read what comes: each part as soon as it has its pages."""
-        self._arena.empty(pages for one in change.leave for pages in self._own(*one))
-        for place, expert in change.come:
-            for own, part in zip(self._own(place, expert), self._parts(place, expert), strict=True):
+        self._arena.empty(own for one in change.leave for own, _ in self._stand(*one))
+        for one in change.come:
+            for own, part in self._stand(*one):
                 self._arena.make(own)
                 self._reader.post(part)
-            self.spent.bytes += self.residency.size(place)
+            self.spent.bytes += self.residency.size(one[0])
         self._arena.trim()
 
     def _wait(self) -> None:
@@ -108,16 +108,20 @@ class Experts:
         self._reader.wait()
         self.spent.seconds += time.perf_counter() - begun
 
-    def _own(self, place: int, expert: int) -> Iterator[Pages]:
-        for one, start in zip(self._layers[place], self._starts[place], strict=True):
-            yield inner(start + expert * one.size, start + (expert + 1) * one.size)
+    def _stand(self, place: int, expert: int) -> Sequence[tuple[Pages, Part]]:
+        """Of each slice of an expert, the pages that are all its own, and what is read."""
+        found = self._stands.get((place, expert))
+        if found is None:
+            found = self._stands[place, expert] = list(self._found(place, expert))
+        return found
 
-    def _parts(self, place: int, expert: int) -> Iterator[Part]:
-        for one, start in zip(self._layers[place], self._starts[place], strict=True):
-            first = start + expert * one.size
-            begin, end = outer(first, first + one.size)
-            offset = one.offset + expert * one.size - (first - begin)
-            yield Part(one.file, offset, end - begin, begin)
+    def _found(self, place: int, expert: int) -> Iterator[tuple[Pages, Part]]:
+        for one in self._layers[place]:
+            offset = one.offset + expert * one.size
+            start = self._arena.address(one.file, offset)
+            pages = outer(start, start + one.size)
+            part = Part(one.file, offset - (start - pages[0]), self._arena.view(pages))
+            yield inner(start, start + one.size), part
 
 
 def _splits(one: Slices) -> bool:
