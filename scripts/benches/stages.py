@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -27,6 +29,8 @@ from p2p_mesh.testing.relay import open_relay
 
 LOADING = 300.0
 """Seconds that a model has to be served; the second stage fetches its part meanwhile."""
+PINGS = 41
+"""Of which the median is taken."""
 PLAIN = ("--no-speculation",)
 """Nothing is guessed: a token is a step."""
 _SEED = bytes(range(32))
@@ -152,3 +156,30 @@ def _port(node: NodeProcess) -> int:
 async def _warm(server: Server, terms: Terms) -> None:
     """Every slot answers once."""
     await complete(server, [completion(Random(slot), 64, 4) for slot in range(terms.slots)])
+
+
+async def round_trip(delay: float, _: Random) -> float:
+    """Seconds, of one byte through a relay and back."""
+    async with trio.open_nursery() as nursery:
+        echo = partial(trio.serve_tcp, _echo, 0, host="127.0.0.1")
+        (listener,) = await nursery.start(echo)
+        port = int(listener.socket.getsockname()[1])
+        async with open_relay(port, delay=delay) as far:
+            stream = await trio.open_tcp_stream("127.0.0.1", far)
+            found = [await _ping(stream) for _ in range(PINGS)]
+            await stream.aclose()
+        nursery.cancel_scope.cancel()
+    return statistics.median(found[1:])  # the first one has to connect
+
+
+async def _ping(stream: trio.SocketStream) -> float:
+    begun = trio.current_time()
+    await stream.send_all(b"?")
+    await stream.receive_some(1)
+    return trio.current_time() - begun
+
+
+async def _echo(stream: trio.SocketStream) -> None:
+    with suppress(trio.BrokenResourceError):
+        async for data in stream:
+            await stream.send_all(data)

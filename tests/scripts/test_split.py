@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import gguf
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts/benches"))
 import grown  # type: ignore[import-not-found]
 import split  # type: ignore[import-not-found]
 import splitproof  # type: ignore[import-not-found]
+import stages  # type: ignore[import-not-found]
 import told  # type: ignore[import-not-found]
 
 from p2p_mesh.testing.models import Shape, write_model
@@ -84,16 +86,21 @@ def test_stages_of_a_proof_are_equal(tmp_path: Path) -> None:
 
 
 def test_an_overhead_is_what_is_left_of_a_token() -> None:
-    rounds = [{"compute": 0.010, "split": 0.0315}, {"compute": 0.010, "split": 0.0310}]
+    rounds = [{"compute": 0.010, "split": 0.0315 + late, "trip": 0.020 + late}
+              for late in (0.0, 0.001)]  # fmt: skip
     figure = split.overhead(20, 1, rounds)
     assert (figure.name, figure.holds) == ("overhead_ms_rtt20", True)
-    assert figure.value == pytest.approx(1.25)
+    assert figure.value == pytest.approx(1.5)
 
 
 def test_guesses_share_a_round_trip() -> None:
-    figure = split.overhead(20, 4, [{"compute": 0.010, "split": 0.0175}])
+    figure = split.overhead(20, 4, [{"compute": 0.010, "split": 0.0175, "trip": 0.020}])
     assert (figure.name, figure.holds) == ("draft_overhead_ms_rtt20", False)
     assert figure.value == pytest.approx(2.5)
+
+
+async def test_a_relay_is_measured() -> None:
+    assert await stages.round_trip(0.01, Random(0)) > 0.02
 
 
 def test_total_is_wanted_of_sixteen_streams_alone() -> None:
