@@ -32,7 +32,7 @@ from meshnode_llama_cpp.sampling import PENALTY_WINDOW, penalises
 from meshnode_llama_cpp.scheduler import Limits, Pace, compose
 from meshnode_llama_cpp.seats import Seats
 from meshnode_llama_cpp.sequence import Sequence, Task
-from meshnode_llama_cpp.speculation import MOST, Lookup
+from meshnode_llama_cpp.speculation import DRAFTED, MOST, Hope, Lookup
 from meshnode_llama_cpp.steps import Steps
 from p2p_mesh.core.records import Delta, TokenLogprob
 from p2p_mesh.errors import EngineDied, MeshError, RequestError
@@ -172,6 +172,8 @@ class Decoder:
             task.cached = sequence.read
         if self._speculates:
             sequence.lookup = Lookup([key for key in sequence.keys if key >= 0])
+        if self._draft is not None:
+            sequence.hope = Hope(DRAFTED)
         self._live.append(sequence)
         self._start(sequence)
 

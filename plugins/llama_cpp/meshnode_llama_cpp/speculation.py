@@ -13,7 +13,10 @@ from meshnode_llama_cpp.scheduler import Pace
 MOST = 8
 """Tokens guessed at a time."""
 _GRAM = 3
-_FIRST_HOPE = 0.6
+LOOKED_UP, DRAFTED = 0.6, 0.9
+"""How often a guess is right, before one was put to the test: what a sequence has written before,
+and a model that was given for the purpose. Too little hope is never corrected.
+"""
 _SMOOTH = 0.1
 _RETRY = 64
 """Tokens after which guessing is tried again for one that had lost."""
@@ -45,8 +48,8 @@ class Lookup:
 class Hope:
     """How often the guesses for one sequence were right, and whether the next ones pay."""
 
-    def __init__(self) -> None:
-        self._share = _FIRST_HOPE
+    def __init__(self, first: float = LOOKED_UP) -> None:
+        self._share = first
         self._silent = 0
 
     def observe(self, guessed: int, right: int) -> None:

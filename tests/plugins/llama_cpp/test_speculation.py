@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 from meshnode_llama_cpp.scheduler import Pace
-from meshnode_llama_cpp.speculation import MOST, Hope, Lookup
+from meshnode_llama_cpp.speculation import DRAFTED, MOST, Hope, Lookup
 
 
 def pace(step: float, row: float) -> Pace:
@@ -51,6 +51,14 @@ def test_cheap_rows_are_filled_with_guesses() -> None:
 
 def test_dear_rows_are_not() -> None:
     assert Hope().count(8, 1, pace(10.0, 9.0)) == 0
+
+
+def test_a_draft_is_tried_where_looked_up_guesses_would_not_pay() -> None:
+    """Rows that are not cheap, at a pace where only guesses that are mostly right pay."""
+    known = pace(10.0, 5.0)
+    assert Hope().count(8, 1, known) < Hope(DRAFTED).count(8, 1, known)
+    assert Hope().count(1, 1, pace(10.0, 8.0)) == 0
+    assert Hope(DRAFTED).count(1, 1, pace(10.0, 8.0)) == 1
 
 
 def test_whoever_is_always_wrong_stops_and_tries_again_later() -> None:
