@@ -16,6 +16,8 @@ from pathlib import Path
 import trio
 from msgspec.structs import replace
 
+from p2p_mesh.core.experts.known import shard_of
+from p2p_mesh.core.experts.layout import layout
 from p2p_mesh.core.gguf import Header
 from p2p_mesh.core.names import Digest, ModelId
 from p2p_mesh.core.package import MANIFEST
@@ -25,8 +27,8 @@ from p2p_mesh.core.sizing import kv_bytes_per_token, sliding, state_bytes
 from p2p_mesh.errors import ModelError
 from p2p_mesh.serve.hub import Hub
 from p2p_mesh.serve.package import published
-from p2p_mesh.serve.package.folder import describe, is_package
-from p2p_mesh.serve.package.source import files_of, read_source
+from p2p_mesh.serve.package.folder import Described, describe, is_package
+from p2p_mesh.serve.package.source import files_of, read_file, read_source
 
 BUNDLED = Path(__file__).parent / "models"
 DEFAULT_MODEL = "meshnode-demo"
@@ -95,12 +97,42 @@ def _file(path: Path) -> ModelFile:
 def _package(path: Path) -> ModelFile:
     found = describe(path)
     model = _model(path, found.name, found.manifest.total_bytes, found.header)
-    return replace(model, digest=found.digest)
+    return replace(_with_layers(model, found), digest=found.digest)
+
+
+def _with_layers(model: ModelFile, found: Described) -> ModelFile:
+    """The experts of a package, by those of its layers that are here: the others have as many."""
+    experts = found.header.number("expert_count")
+    if experts <= 0:
+        return model
+    here = {one: header for one in found.manifest.layers
+            if (header := _header(Path(model.path, one.path))) is not None}  # fmt: skip
+    tensors = tuple(tensor for header in here.values() for tensor in header.tensors)
+    model = _with_experts(model, Header(found.header.metadata, tensors))
+    layers = found.manifest.layers
+    whole, held = (sum(one.tensor_bytes for one in some) for some in (layers, here))
+    if not model.experts:
+        used = max(0, found.header.number("expert_used_count"))
+        is_known = len(here) == len(layers)
+        return model if is_known else replace(model, experts=experts, experts_used=used)
+    return replace(
+        model,
+        expert_layers=round(model.expert_layers * len(layers) / len(here)),
+        expert_bytes=min(model.size_bytes, model.expert_bytes * whole // max(1, held)),
+    )
+
+
+def _header(path: Path) -> Header | None:
+    try:
+        return read_file(path).header
+    except (OSError, ModelError):
+        return None  # it is fetched when it is wanted
 
 
 def _model(path: Path, name: str, size: int, header: Header) -> ModelFile:
     window, window_bytes = sliding(header)
-    return ModelFile(
+    known = shard_of(header)
+    described = ModelFile(
         id=ModelId(name),
         path=str(path),
         size_bytes=size,
@@ -110,6 +142,27 @@ def _model(path: Path, name: str, size: int, header: Header) -> ModelFile:
         state_bytes=state_bytes(header),
         window=window,
         window_bytes_per_token=window_bytes,
+        shard=known.shard if known else None,
+    )
+    return _with_experts(described, header)
+
+
+def _with_experts(model: ModelFile, header: Header) -> ModelFile:
+    """Whose experts are in a form that is not known here is a model like any other: it is served
+    whole, or in stages.
+    """
+    try:
+        found = layout(header)
+    except ModelError:
+        return model
+    if found is None:
+        return model
+    return replace(
+        model,
+        experts=found.experts,
+        experts_used=found.used,
+        expert_layers=len(found.layers),
+        expert_bytes=found.expert_bytes,
     )
 
 

@@ -7,6 +7,7 @@ of memory that llama.cpp has, and those that only read: embedders and rerankers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +26,20 @@ from p2p_mesh.testing.weights import (
     SMALL,
     STATE,
     Kind,
+    Mixture,
+    Router,
     Shape,
     Tensors,
     bert,
     decoder,
+    mixture,
     yes_or_no,
 )
 
 __all__ = ["BOS", "CHATML", "CLS", "EOS", "GIGANTIC", "HONEST", "IM_END", "IM_START", "LOOPING",
-           "SEP", "SMALL", "WINDOW", "Kind", "Lies", "Pooling", "Shape", "describe_model",
-           "write_embedder", "write_model", "write_reranker", "write_truncated"]  # fmt: skip
+           "SEP", "SMALL", "WINDOW", "Kind", "Lies", "Pooling", "Router", "Shape",
+           "describe_model", "write_embedder", "write_model", "write_moe", "write_reranker",
+           "write_truncated"]  # fmt: skip
 
 Pooling = Literal["mean", "cls", "last", "rank"]
 
@@ -53,7 +58,11 @@ WINDOW = 32
 _ARCHITECTURES: Mapping[Kind, str] = {
     "llama": "llama", "sliding": "gemma3", "recurrent": "mamba", "hybrid": "lfm2",
 }  # fmt: skip
-_ADDED = ("token_types.weight", "position_embd.weight")  # never multiplied
+_ROUTERS: Mapping[Router, str] = {"softmax": "qwen3moe", "grouped": "dots1"}
+_PLAIN = ("token_types.weight", "position_embd.weight", "ffn_gate_inp.weight")
+"""Matrices that are never multiplied, and routers, which nobody quantises."""
+GROUPS, GROUPS_USED = 4, 2
+"""Of the grouped experts."""
 _POOLING: Mapping[Pooling, int] = {"mean": 1, "cls": 2, "last": 3, "rank": 4}
 
 
@@ -139,6 +148,47 @@ def write_reranker(
     return _describe(path, shape, "qwen3", shape.layers)
 
 
+def write_moe(
+    path: Path,
+    *,
+    experts: int = 16,
+    used: int = 4,
+    kind: Router = "softmax",
+    feed: int = 32,
+    skew: float = 0.0,
+    seed: int = 0,
+    shape: Shape = SMALL,
+    template: str | None = CHATML,
+    endless: bool = False,
+) -> ModelFile:
+    """A mixture of experts with random weights: every layer of `softmax`, all but the first of
+    `grouped` have experts. With a `skew` the router likes the first experts best.
+    """
+    held = Mixture(experts, used, kind, feed, skew)
+    if kind == "grouped":  # whose family has no heads that share keys
+        shape = dataclasses.replace(shape, kv_heads=shape.heads)
+    writer = gguf.GGUFWriter(path, _ROUTERS[kind])
+    _add_header(writer, shape, HONEST)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head)
+    writer.add_value_length(shape.head)
+    _add_mixture(writer, held)
+    _add_vocabulary(writer, shape.vocabulary)
+    if template is not None:
+        writer.add_chat_template(template)
+    tensors = mixture(shape, held, seed)
+    _write(writer, _endless(tensors) if endless else tensors)
+    layers = sum(map(held.has_experts, range(shape.layers)))
+    return replace(
+        _describe(path, shape, _ROUTERS[kind], shape.layers),
+        experts=experts,
+        experts_used=used,
+        expert_layers=layers,
+        # Three matrices of each, in blocks of 34 bytes for 32 numbers.
+        expert_bytes=layers * experts * 3 * feed * shape.width * 34 // 32,
+    )
+
+
 def write_truncated(path: Path, *, keep: float = 0.5) -> ModelFile:
     """A good header, and only a part of the weights it promises."""
     whole = write_model(path)
@@ -191,7 +241,7 @@ def _write(writer: Any, tensors: Tensors) -> None:
 
 def _add_tensor(writer: Any, name: str, data: Any) -> None:
     """Matrices as Q8_0 where their rows make whole blocks; float32 is what all else must be."""
-    plain = data.ndim == 1 or data.shape[1] % 32 or name in _ADDED
+    plain = data.ndim == 1 or data.shape[-1] % 32 or name.endswith(_PLAIN)
     if data.dtype == np.float32 and not plain:
         kind = gguf.GGMLQuantizationType.Q8_0
         writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
@@ -230,6 +280,20 @@ def _add_kind(writer: Any, shape: Shape, kind: Kind) -> None:
             writer.add_ssm_time_step_rank(RANK)
         case "hybrid":
             writer.add_shortconv_l_cache(KERNEL - 1)
+
+
+def _add_mixture(writer: Any, held: Mixture) -> None:
+    writer.add_expert_count(held.experts)
+    writer.add_expert_used_count(held.used)
+    writer.add_expert_feed_forward_length(held.feed)
+    if held.router == "grouped":
+        writer.add_leading_dense_block_count(1)
+        writer.add_expert_shared_count(1)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_weights_norm(True)
+        writer.add_expert_weights_scale(1.5)
+        writer.add_expert_group_count(GROUPS)
+        writer.add_expert_group_used_count(GROUPS_USED)
 
 
 def _add_vocabulary(writer: Any, count: int) -> None:

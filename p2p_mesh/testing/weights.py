@@ -12,6 +12,10 @@ Kind = Literal["llama", "sliding", "recurrent", "hybrid"]
 """What a model remembers: all it read, in every second layer the end of it alone, a state of one
 size, or that in every second layer.
 """
+Router = Literal["softmax", "grouped"]
+"""How a mixture of experts routes: qwen3moe's way; or deepseek's, as dots1 has it: sigmoid, with a
+bias for the choice alone, among the best of several groups, and an expert that all tokens share.
+"""
 Tensors = Iterator[tuple[str, Any]]
 
 STATE, KERNEL, RANK = 16, 4, 4
@@ -38,6 +42,24 @@ class Shape:
 
 
 SMALL = Shape()
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """The experts of each layer; in the grouped kind the first layer has none."""
+
+    experts: int = 16
+    used: int = 4
+    router: Router = "softmax"
+    feed: int = 32
+    """Of one expert."""
+    skew: float = 0.0
+    """How much more the router likes the first experts than the last, whatever it reads. At 0.25 a
+    fifth of the experts take more than four fifths of the choices.
+    """
+
+    def has_experts(self, layer: int) -> bool:
+        return self.router == "softmax" or layer > 0
 
 
 def decoder(shape: Shape, kind: Kind, seed: int) -> Tensors:
@@ -114,6 +136,45 @@ def _feed(shape: Shape, weights: _Weights) -> Tensors:
     yield "ffn_gate.weight", weights.matrix(shape.feed, shape.width)
     yield "ffn_up.weight", weights.matrix(shape.feed, shape.width)
     yield "ffn_down.weight", weights.matrix(shape.width, shape.feed)
+
+
+def mixture(shape: Shape, experts: Mixture, seed: int) -> Tensors:
+    """Names and float32 values of a mixture of experts."""
+    weights, width = _Weights(seed), shape.width
+    embeddings = weights.matrix(shape.vocabulary, width, width**0.5)
+    # What all tokens have in common is what a router can go by that likes some experts always.
+    embeddings[:, 0] = width**0.5 if experts.skew else embeddings[:, 0]
+    yield "token_embd.weight", embeddings
+    yield "output_norm.weight", np.ones(width, np.float32)
+    yield "output.weight", weights.matrix(shape.vocabulary, width, 3)
+    for layer in range(shape.layers):
+        tensors = _mixture_layer(shape, experts, layer, weights)
+        yield from ((f"blk.{layer}.{name}", data) for name, data in tensors)
+
+
+def _mixture_layer(shape: Shape, experts: Mixture, layer: int, weights: _Weights) -> Tensors:
+    yield from _attention(shape, weights)
+    yield from _ones(("attn_q_norm", "attn_k_norm"), shape.head)
+    if not experts.has_experts(layer):
+        yield from _feed(shape, weights)
+        return
+    yield from _ones(("ffn_norm",), shape.width)
+    yield "ffn_gate_inp.weight", _router(shape, experts, weights)
+    count, feed, width = experts.experts, experts.feed, shape.width
+    yield "ffn_gate_exps.weight", weights.matrix(count * feed, width).reshape(count, feed, width)
+    yield "ffn_up_exps.weight", weights.matrix(count * feed, width).reshape(count, feed, width)
+    yield "ffn_down_exps.weight", weights.matrix(count * width, feed).reshape(count, width, feed)
+    if experts.router == "grouped":
+        yield "exp_probs_b.bias", weights.matrix(count, 1, 0.1)[:, 0]
+        yield "ffn_gate_shexp.weight", weights.matrix(feed, width)
+        yield "ffn_up_shexp.weight", weights.matrix(feed, width)
+        yield "ffn_down_shexp.weight", weights.matrix(width, feed)
+
+
+def _router(shape: Shape, experts: Mixture, weights: _Weights) -> Any:
+    rows = weights.matrix(experts.experts, shape.width, shape.width**0.25)
+    rows[:, 0] += experts.skew * np.linspace(1, -1, experts.experts, dtype=np.float32)
+    return rows
 
 
 def _ones(names: tuple[str, ...], size: int) -> Tensors:

@@ -4,18 +4,22 @@ import hashlib
 import os
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import trio
 from huggingface_hub import constants
 
+from p2p_mesh.core.names import Digest
 from p2p_mesh.core.package import MANIFEST
+from p2p_mesh.core.records import Shard
 from p2p_mesh.errors import ModelError
 from p2p_mesh.serve import store
 from p2p_mesh.serve.package.blob import Job
 from p2p_mesh.serve.package.build import build
 from p2p_mesh.serve.store import Digests, find, read, select, stock
 from p2p_mesh.testing.hub import serve_hub
-from p2p_mesh.testing.models import write_model
+from p2p_mesh.testing.models import write_model, write_moe
 from p2p_mesh.testing.packages import split_model
 from p2p_mesh.testing.projectors import write_projector
 
@@ -238,6 +242,93 @@ def test_bad_package_is_named(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("{}")
     with pytest.raises(ModelError, match=f"{tmp_path.name} cannot be used: its schema_version"):
         read(find(str(tmp_path)))
+
+
+def test_experts_of_a_model_are_counted(tmp_path: Path) -> None:
+    found = read(Path(write_moe(tmp_path / "moe.gguf", kind="grouped").path))
+    assert (found.experts, found.experts_used, found.expert_layers) == (16, 4, 1)
+    assert found.expert_bytes == 16 * 3 * 32 * 64 * 34 // 32
+
+
+def test_experts_of_a_split_model_are_those_of_all_its_files(tmp_path: Path) -> None:
+    whole = write_moe(tmp_path / "moe.gguf")
+    found = read(split_model(Path(whole.path)))
+    assert (found.experts, found.expert_layers) == (16, 2)
+    assert found.expert_bytes == whole.expert_bytes
+
+
+def test_experts_of_a_package_are_those_of_its_layers(tmp_path: Path, digests: Digests) -> None:
+    whole = write_moe(tmp_path / "moe.gguf")
+    folder = tmp_path / "moe-layers"
+    build(Path(whole.path), folder, projectors=(), digests=digests, job=Job())
+    expected = (16, 4, 2, whole.expert_bytes)
+
+    def experts() -> tuple[int, ...]:
+        found = read(folder)
+        return found.experts, found.experts_used, found.expert_layers, found.expert_bytes
+
+    assert experts() == expected
+    first, second = sorted((folder / "layers").iterdir())
+    first.unlink()
+    assert experts() == expected  # a layer that is not here is taken to be like the others
+    second.write_bytes(b"half of it")
+    assert experts() == (16, 4, 0, 0)
+
+
+def test_package_whose_layers_have_no_experts_is_no_mixture(
+    tmp_path: Path, digests: Digests
+) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "dense.gguf", "llama")
+    writer.add_expert_count(2)
+    writer.add_name("dense")
+    writer.add_block_count(1)
+    writer.add_tensor("blk.0.ffn_up.weight", np.zeros((4, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    build(tmp_path / "dense.gguf", tmp_path / "out", projectors=(), digests=digests, job=Job())
+    assert read(tmp_path / "dense.gguf").experts == read(tmp_path / "out").experts == 0
+
+
+@pytest.mark.parametrize(("name", "shape"), [("ffn_up_exps.weight", (3, 4, 8)),
+                                             ("ffn_up_chexps.weight", (2, 4, 8))])  # fmt: skip
+def test_model_whose_experts_are_in_no_known_form_is_a_model_all_the_same(
+    tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "grovemoe")
+    writer.add_expert_count(2)
+    writer.add_expert_used_count(2)
+    writer.add_tensor(f"blk.0.{name}", np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = read(tmp_path / "odd.gguf")
+    assert (found.architecture, found.experts, found.expert_bytes) == ("grovemoe", 0, 0)
+
+
+@pytest.mark.parametrize("mass", [0.875, 2.0])
+def test_expert_shard_is_known_by_its_header(tmp_path: Path, mass: float) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "shard.gguf", "qwen3moe")
+    writer.add_expert_count(2)
+    writer.add_string("meshnode.shard.model", "ab" * 32)
+    writer.add_float32("meshnode.shard.mass", mass)
+    writer.add_uint32("meshnode.shard.of", 8)
+    writer.add_uint32("meshnode.shard.part", 0)
+    writer.add_uint32("meshnode.shard.parts", 4)
+    writer.add_key_value(
+        "meshnode.shard.experts", [0b101], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
+    )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if mass > 1:
+        with pytest.raises(ModelError, match=r"cannot be used: its meshnode.shard.mass"):
+            read(tmp_path / "shard.gguf")
+    else:
+        assert read(tmp_path / "shard.gguf").shard == Shard(model=Digest("ab" * 32), mass=mass)
 
 
 def test_published_package_is_a_model(

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -37,7 +38,7 @@ from p2p_mesh.core.health import Down, Ping, Pong
 from p2p_mesh.core.inventory import Announced, AskSnapshot, read
 from p2p_mesh.core.invite import Credential, check, join, read_token, redeemed, unseal
 from p2p_mesh.core.names import Digest, PeerId, mesh_id, peer_id
-from p2p_mesh.core.records import Announcement
+from p2p_mesh.core.records import Announcement, ServedModel, Shard
 from p2p_mesh.core.revocation import read_revocation
 from p2p_mesh.core.signature import Signed, public_bytes
 from p2p_mesh.core.wire import (
@@ -215,3 +216,22 @@ def test_report_of_demand_is_read_and_adds_up() -> None:
     demand = Demand()
     demand.apply(read_report(member.peer, body, now, role=member.role))
     assert demand.totals(now + 60) == page["totals_after_60_s"]
+
+
+def test_shard_is_read_and_made_again() -> None:
+    raw = bytes.fromhex(vectors("inventory")["shard_model"])
+    served: ServedModel = decode(raw, ServedModel)
+    assert encode(served) == raw
+    assert served.shard == Shard(model=Digest("0" * 64), mass=0.875)
+
+
+def test_session_and_score_are_those_of_the_page() -> None:
+    """By the words of specs/inference alone."""
+    page = vectors("inference")
+    message = msgspec.msgpack.encode({"content": "hello", "role": "user"})
+    begun = hashlib.blake2b(message, digest_size=16, person=b"begun").digest()
+    named = hashlib.blake2b(b"mine", digest_size=16, person=b"given").digest()
+    assert (page["session"], page["session_given"]) == (begun.hex(), named.hex())
+    node = peer_id(public_bytes(key("node")))
+    score = hashlib.blake2b(node.encode(), digest_size=16, key=begun).digest()
+    assert page["score"] == score.hex()

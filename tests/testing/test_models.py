@@ -16,9 +16,11 @@ from p2p_mesh.testing.models import (
     Kind,
     Lies,
     Pooling,
+    Router,
     Shape,
     write_embedder,
     write_model,
+    write_moe,
     write_reranker,
     write_truncated,
 )
@@ -138,3 +140,43 @@ def test_a_decoder_can_say_that_it_embeds(tmp_path: Path) -> None:
     write_model(tmp_path / "tiny.gguf", pooling="last")
     fields = gguf.GGUFReader(tmp_path / "tiny.gguf").fields
     assert fields["llama.pooling_type"].contents() == 3
+
+
+ROUTERS: list[Router] = ["softmax", "grouped"]
+
+
+@pytest.mark.parametrize("kind", ROUTERS)
+@pytest.mark.parametrize(("experts", "used", "feed"), [(16, 4, 32), (64, 8, 64)])
+def test_a_mixture_of_experts_describes_itself(
+    tmp_path: Path, kind: Router, experts: int, used: int, feed: int
+) -> None:
+    found = write_moe(tmp_path / "moe.gguf", kind=kind, experts=experts, used=used, feed=feed)
+    assert found == read(tmp_path / "moe.gguf")
+    assert (found.experts, found.experts_used) == (experts, used)
+
+
+def test_a_mixture_of_experts_is_drawn_from_its_seed(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write_moe(tmp_path / name, seed=seed)
+    first, again, other = ((tmp_path / name).read_bytes() for name in "abc")
+    assert first == again != other
+
+
+@pytest.mark.parametrize("kind", ROUTERS)
+def test_mixtures_of_experts_load_and_go_by_their_routers(tmp_path: Path, kind: Router) -> None:
+    """The fewer experts a token goes through, the more it matters which."""
+    start()
+    found = []
+    for name, used in (("all", 8), ("some", 4)):
+        path = write_moe(tmp_path / f"{name}.gguf", kind=kind, experts=8, used=used).path
+        model = Model(path, name=name, progress=lambda _: None)
+        found.append(logits(model, list(range(300, 420))))
+    assert np.isfinite(found).all()
+    assert np.abs(found[0] - found[1]).max() > 0.01
+
+
+def test_an_endless_mixture_gives_its_ends_no_weight(tmp_path: Path) -> None:
+    write_moe(tmp_path / "endless.gguf", endless=True, template=None)
+    output = next(tensor for tensor in gguf.GGUFReader(tmp_path / "endless.gguf").tensors
+                  if tensor.name == "output.weight")  # fmt: skip
+    assert not output.data[[2, 4]].any()

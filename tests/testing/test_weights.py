@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from p2p_mesh.testing.weights import SMALL, Kind, Shape, bert, decoder, yes_or_no
+from p2p_mesh.testing.weights import (
+    SMALL,
+    Kind,
+    Mixture,
+    Shape,
+    bert,
+    decoder,
+    mixture,
+    yes_or_no,
+)
 
 
 @pytest.mark.parametrize("kind", ["llama", "sliding", "recurrent", "hybrid"])
@@ -45,3 +54,21 @@ def test_who_ranks_has_a_head() -> None:
     assert dict(bert(SMALL, 0, ranks=True))["cls.output.weight"].shape == (1, 64)
     assert "cls.weight" not in dict(bert(SMALL, 0, ranks=False))
     assert dict(yes_or_no(SMALL, 0))["cls.output.weight"].shape == (2, 64)
+
+
+def test_grouped_experts_have_what_those_of_deepseek_have() -> None:
+    found = dict(mixture(SMALL, Mixture(router="grouped"), 0))
+    assert found["blk.1.exp_probs_b.bias"].shape == (16,)
+    assert found["blk.1.ffn_down_exps.weight"].shape == (16, 64, 32)
+    assert found["blk.1.ffn_up_shexp.weight"].shape == (32, 64)
+    assert "blk.0.ffn_up.weight" in found
+    assert "blk.0.ffn_up_exps.weight" not in found
+
+
+def test_a_skewed_router_likes_the_first_experts_whatever_it_reads() -> None:
+    even, skewed = (dict(mixture(SMALL, Mixture(skew=skew), 0)) for skew in (0.0, 4.0))
+    router, words = skewed["blk.0.ffn_gate_inp.weight"], skewed["token_embd.weight"]
+    likings = (words @ router.T).mean(axis=0)
+    assert likings[:4].min() > likings[-4:].max()
+    likings = (even["token_embd.weight"] @ even["blk.0.ffn_gate_inp.weight"].T).mean(axis=0)
+    assert np.abs(likings).max() < 1
