@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 
 from p2p_mesh.core.control import read_owner
 from p2p_mesh.core.costs import Wire
+from p2p_mesh.core.experts.assignment import MIN_MASS
 from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import SettingsError
 
@@ -74,13 +75,20 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kv_type: KvType = "f16"
     gpu_layers: Annotated[int, Meta(ge=0, le=2**16)] | None = None
     deterministic: bool = False
-    speculation: bool = True
+    speculation: bool | None = None
+    """None: where it pays, as each backend knows."""
     draft: str = ""
     """A small model that guesses tokens for the one --model."""
     mmproj: str = ""
     """The projector of the one --model, for images or sounds."""
     split: bool = False
     """Models are cut into stages over several nodes, even where they fit whole."""
+    flash: bool = False
+    """The experts of models are read from the disk, even where they fit whole."""
+    shards: bool = False
+    """Models are served by expert shards, even where they fit whole."""
+    min_mass: Annotated[float, Meta(ge=0, le=1)] = MIN_MASS
+    """The least share of the routing that an expert shard of this node keeps."""
     stages: str = ""
     """A file that says which node holds which layers of one model."""
     max_rtt: Annotated[float, Meta(gt=0, le=10_000)] = 80.0

@@ -16,6 +16,7 @@ from p2p_mesh import settings as settings_module
 from p2p_mesh import state
 from p2p_mesh.cli import output
 from p2p_mesh.core.costs import Wire
+from p2p_mesh.core.experts.assignment import MIN_MASS
 from p2p_mesh.core.invite import Ticket, read_token
 from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import MeshError, SettingsError
@@ -49,6 +50,8 @@ Examples:
   meshnode run --model ~/models/qwen3-8b-q4_k_m.gguf --ctx 8192
   meshnode run --standby ~/models
   meshnode run --model ~/models/qwen3-32b-q4_k_m.gguf --split
+  meshnode run --model ~/models/qwen3-30b-a3b-q4_k_m.gguf --flash --max-memory 8
+  meshnode run --model ~/models/qwen3-30b-a3b-q4_k_m.gguf --shards --max-memory 12
   meshnode run --endpoint http://localhost:11434
   meshnode run --join @token.txt
   meshnode run --client --join - < token.txt
@@ -113,7 +116,7 @@ Examples:
 @click.option(
     "--speculation/--no-speculation",
     default=None,
-    help="Guess tokens and verify them; the answer is the same.  [default: speculation]",
+    help="Guess tokens and verify them; the answer is the same.  [default: where it pays]",
 )
 @click.option(
     "--draft",
@@ -132,6 +135,26 @@ Examples:
     is_flag=True,
     default=None,
     help="Cut models into stages over several nodes, even where they fit whole.",
+)
+@click.option(
+    "--flash",
+    is_flag=True,
+    default=None,
+    help="Read the experts of models from the disk as they are wanted, even where they fit whole.",
+)
+@click.option(
+    "--shards",
+    is_flag=True,
+    default=None,
+    help="Serve models with a part of their experts, and other nodes with others, even where they "
+    "fit whole.",
+)
+@click.option(
+    "--min-mass",
+    type=float,
+    metavar="SHARE",
+    help="The least share of the routing that an expert shard here keeps, 0 to 1.  [default: "
+    f"{MIN_MASS}]",
 )
 @click.option(
     "--stages",
@@ -271,11 +294,13 @@ def _references(settings: Settings, *, is_client: bool = False) -> tuple[str, ..
     """The models to serve; `is_client`: by its invite, the node may only ask."""
     serving = {"--model": settings.model, "--endpoint": settings.endpoint,
                "--standby": settings.standby, "--share": settings.share,
-               "--split": settings.split, "--stages": settings.stages}  # fmt: skip
+               "--split": settings.split, "--stages": settings.stages,
+               "--flash": settings.flash, "--shards": settings.shards}  # fmt: skip
     if settings.client and any(serving.values()):
         wrong = next(flag for flag, given in serving.items() if given)
         raise SettingsError(f"--client serves nothing; leave out {wrong}, or --client")
     _check_companions(settings)
+    _check_ways(settings)
     if settings.client or is_client or settings.endpoint or settings.standby:
         return settings.model
     return settings.model or (store.DEFAULT_MODEL,)
@@ -293,6 +318,17 @@ def _check_companions(settings: Settings) -> None:
                 f"{flag} belongs to one model: give exactly one --model with it, "
                 f"and serve others by a node of their own"
             )
+
+
+def _check_ways(settings: Settings) -> None:
+    """A model is served in one way; who names two means neither."""
+    ways = {"--split": settings.split, "--stages": settings.stages, "--flash": settings.flash,
+            "--shards": settings.shards}  # fmt: skip
+    named = [flag for flag, given in ways.items() if given]
+    if named[1:] and named != ["--split", "--stages"]:
+        raise SettingsError(
+            f"{named[-1]} and {named[0]} are two ways to serve a model; leave out one of them"
+        )
 
 
 def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:

@@ -47,6 +47,8 @@ class Wanted(Record, frozen=True, kw_only=True):
 
     model: ShortText
     split: bool | None = None
+    flash: bool | None = None
+    shards: bool | None = None
     context: Count | None = None
     slots: Count | None = None
     most_round_trip: float | None = None

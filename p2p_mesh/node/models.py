@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from p2p_mesh.core.names import ModelId
-from p2p_mesh.core.placement import Own, is_busy
+from p2p_mesh.core.placement.standby import Own, is_busy
 from p2p_mesh.core.records import Held, ModelFile, Resources
 from p2p_mesh.errors import LocalError, ModelError
 from p2p_mesh.journal import Journal
@@ -188,6 +188,7 @@ class Models:
             memory_free=min(now.memory_free, left.memory_free),
             device=", ".join(sorted(devices)) or now.device,
             bandwidth=left.bandwidth,
+            disk=left.disk,
         )
 
     # While it runs
@@ -349,4 +350,5 @@ def _held(model: ModelFile, hosted: Hosted | None, own: Own, *, is_busy: bool) -
         loading=is_loading and hosted is not None and hosted.load is not None,
         resting=own.state == "standby" and (own.is_resting or is_busy),
         waiting=hosted is not None and hosted.is_waiting,
+        shards=hosted.room if hosted is not None else 0,
     )

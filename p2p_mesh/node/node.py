@@ -152,6 +152,8 @@ class Node:
             role=lambda: self.role,
             connected=lambda: self.members.connected if self.members else {},
             is_away=self.port.is_away,
+            is_attached=lambda model: model in self.hosted and self.hosted[model].load is None,
+            held=self.memory.held,
         )
         self._tickets = tickets
         self._token = secrets.token_urlsafe(24)
@@ -182,7 +184,10 @@ class Node:
                 nursery.start_soon(self.extensions.tell)
                 await open_http(self, self._token, directory, nursery)
                 readers = self.settings.threads
-                self.memory.learn(await trio.to_thread.run_sync(hardware.bandwidth, readers))
+                self.memory.learn(
+                    await trio.to_thread.run_sync(hardware.bandwidth, readers),
+                    await trio.to_thread.run_sync(hardware.disk, self.models.files()),
+                )
                 with state.published(directory, self._node_file()):
                     nursery.start_soon(self.models.run)
                     for sourced in self.sourced:
@@ -205,9 +210,11 @@ class Node:
         )
 
     def _loaded(self) -> list[ModelFile]:
-        """The files of the models that answer now."""
-        ready = (one for one in self.hosted.values() if one.state == "ready")
-        return [one.load.model for one in ready if one.load is not None]
+        """The files of the models that answer now, and of those of which this node is to have a
+        shard: the other nodes may need parts of them before any can begin.
+        """
+        some = (one for one in self.hosted.values() if one.state == "ready" or one.room)
+        return [one.load.model for one in some if one.load is not None]
 
     # What the console asks
 

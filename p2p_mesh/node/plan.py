@@ -1,5 +1,6 @@
-"""What `meshnode plan` shows: how a model of this node would be served now, whole or in stages, by
-whom, and why. Decides nothing by itself (core/stages.py does), and loads nothing.
+"""What `meshnode plan` shows: how a model of this node would be served now, whole, in stages, by
+expert shards or flash, by whom, and why. Decides nothing by itself (core/placement/choice.py does,
+and core/stages.py who holds what), and loads nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 from p2p_mesh.core import families
@@ -18,14 +20,17 @@ from p2p_mesh.core.costs import StageModel, is_tied, rooms, stage_model
 from p2p_mesh.core.gguf import Header, read_header
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.invite import Member
-from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.names import ModelId, PeerId
+from p2p_mesh.core.placement.choice import BACKENDS, Option, decide, weighed
 from p2p_mesh.core.plans import Excluded, Impossible, Place, Plan, Wanted
-from p2p_mesh.core.records import Resources, Role
-from p2p_mesh.core.sites import BACKEND, Site, here, site
+from p2p_mesh.core.records import Choice, Resources, Role
+from p2p_mesh.core.sites import Site, here, site
 from p2p_mesh.core.stages import plan
 from p2p_mesh.errors import ModelError
-from p2p_mesh.serve.backend import Backend, Load, Mesh, Refusal
-from p2p_mesh.serve.opening import choose
+from p2p_mesh.serve.backend import Backend, Fit, Load, Mesh, Refusal
+from p2p_mesh.serve.opening import asked, candidates, expectation, option, said
+
+ATTACHED = "an endpoint of this node"
 
 SHOWN = 100
 """Nodes of a list that are told of."""
@@ -33,15 +38,21 @@ SHOWN = 100
 
 def whole_here(load: Load, backends: Iterable[Backend], resources: Resources) -> dict[str, Any]:
     """Whether a machine with so much left could serve a model alone, as plain values."""
-    load = dataclasses.replace(load, split=False, topology=None)
-    chosen = choose([one for one in backends if one.name != BACKEND], load, resources)
-    if isinstance(chosen, Refusal):
-        return {"fits": False, "reason": f"{chosen.reason} {chosen.advice}".strip()}
-    backend, fit = chosen
-    return {
-        "fits": True, "reason": "", "backend": backend.name, "context": fit.context,
-        "slots": fit.slots, "memory_bytes": fit.memory_bytes, "tokens_per_second": None,
-    }  # fmt: skip
+    others = set(BACKENDS.values())
+    found = candidates([one for one in backends if one.name not in others], _as(load), resources)
+    if "whole" not in found.fits:
+        return {"fits": False, "reason": said(found.refusal("whole"))}
+    backend, fit = found.fits["whole"]
+    return {"fits": True, "reason": "", **_numbers(backend, fit), "tokens_per_second": None}
+
+
+def flash_here(load: Load, backends: Iterable[Backend], resources: Resources) -> dict[str, Any]:
+    """Whether it could with the experts on its disk."""
+    found = _fitting("flash", load, backends, resources)
+    if isinstance(found, Refusal):
+        return _unfit(found)
+    backend, fit = found
+    return {"fits": True, "reason": "", **_numbers(backend, fit)}
 
 
 class Planner:
@@ -58,7 +69,12 @@ class Planner:
         role: Callable[[], Role | None],
         connected: Callable[[], Mapping[PeerId, Member]],
         is_away: Callable[[PeerId], bool],
+        is_attached: Callable[[ModelId], bool] = lambda _: False,
+        held: Callable[[ModelId], int] = lambda _: 0,
     ) -> None:
+        """`is_attached`: whether an endpoint of this node serves a model. `held`: the memory that
+        it has here already, which counts as free: the plan is for loading it again.
+        """
         self._mesh = mesh
         self._inventory = inventory
         self._backends = backends
@@ -67,41 +83,76 @@ class Planner:
         self._role = role
         self._connected = connected
         self._is_away = is_away
+        self._is_attached = is_attached
+        self._held = held
 
     async def plan(self, wanted: Wanted) -> dict[str, Any]:
         """Plain values; docs/api.md has the shape. Raises ModelError for what is no model of this
         node, Unavailable while it is not connected.
         """
         load = _asked(await self._find(wanted.model), wanted)
-        me = self._mesh.me()
-        whole = whole_here(load, self._backends, self._mesh.resources())
-        model, found = await self._stages(load, me)
+        me, resources = self._mesh.me(), self._resources(load.model.id)
+        whole = whole_here(load, self._backends, resources)
+        model, found = await self._stages(load, me, resources)
         if model is not None and whole["fits"]:
-            speed = self._mesh.resources().bandwidth / max(1, model.read(0, model.total))
+            speed = resources.bandwidth / max(1, model.read(0, model.total))
             whole["tokens_per_second"] = round(speed, 2) or None
+        flash, flash_shown = await self._way("flash", load, resources)
+        shards, shards_shown = await self._way("shards", load, resources)
+        options = [_whole_option(whole), _stages_option(found), shards, flash]
+        best = decide(options, asked=asked(load), min_mass=load.min_mass)
         return {
             "model": load.model.id,
             "size_bytes": load.model.size_bytes,
-            "choice": _choice(load, whole, found),
+            "choice": None if best.is_waiting else best.choice,
+            "waits": best.is_waiting,
+            "why": best.why,
             "whole": whole,
             "stages": _shown(found),
+            "shards": shards_shown,
+            "flash": flash_shown,
             "served_by": self._served_by(load, me)[:SHOWN],
         }
 
+    def _resources(self, model: ModelId) -> Resources:
+        found = self._mesh.resources()
+        free = min(found.memory_total, found.memory_free + self._held(model))
+        return msgspec.structs.replace(found, memory_free=free)
+
     def _served_by(self, load: Load, me: PeerId) -> list[str]:
         offers = [one for one in self._inventory.offers() if one.peer != me]
-        return [
+        others = [
             one.announcement.name or one.peer
             for one in offers
             if any(model.id == load.model.id for model in one.announcement.models)
         ]
+        return [ATTACHED, *others] if self._is_attached(load.model.id) else others
+
+    async def _way(
+        self, choice: Choice, load: Load, resources: Resources
+    ) -> tuple[Option, dict[str, Any]]:
+        """A way that a backend knows all of, as it would be now."""
+        fitting = _fitting(choice, load, self._backends, resources)
+        if isinstance(fitting, Refusal):
+            return Option(choice, "refused", said(fitting)), _unfit(fitting)
+        backend, fit = fitting
+        wanted = _as(load, choice)
+        found = await expectation(backend, fit, wanted, resources, mesh=self._mesh)
+        seen = weighed(option(choice, found), asked(load), load.min_mass)
+        if isinstance(found, Refusal):
+            return seen, _unfit(found, is_final=found.is_final)
+        fits = seen.state == "ready"
+        return seen, {"fits": fits, "reason": seen.reason, **_numbers(backend, found)}
 
     # Stages
 
-    async def _stages(self, load: Load, me: PeerId) -> tuple[StageModel | None, Plan | Impossible]:
+    async def _stages(
+        self, load: Load, me: PeerId, resources: Resources
+    ) -> tuple[StageModel | None, Plan | Impossible]:
         """The plan of two stages or more, with the longest context that fits."""
-        if (refused := _refused(load, self._backends, self._mesh.resources())) is not None:
-            return None, refused
+        fitting = _fitting("stages", load, self._backends, resources)
+        if isinstance(fitting, Refusal):
+            return None, Impossible(fitting.reason, fitting.advice, is_final=True)
         package = await self._mesh.package(load.model)
         header = await trio.to_thread.run_sync(_header, package.metadata)
         try:
@@ -114,15 +165,16 @@ class Planner:
                 package.manifest, header, cutting, sha256=package.ref.manifest, context=context,
                 slots=slots, model=load.model.id, kv_type=load.kv_type or "f16", wire=load.wire,
             )  # fmt: skip
-            found = await self._planned(load, model, me)
+            found = await self._planned(load, model, list(self._sites(model, me, resources)))
             if isinstance(found, Plan):
                 return model, found
             first = first or (model, found)
         assert first is not None
         return first
 
-    async def _planned(self, load: Load, model: StageModel, me: PeerId) -> Plan | Impossible:
-        sites = list(self._sites(model, me))
+    async def _planned(
+        self, load: Load, model: StageModel, sites: Sequence[Site]
+    ) -> Plan | Impossible:
         return await trio.to_thread.run_sync(
             partial(
                 plan, model, sites, split=True, topology=load.topology,
@@ -130,11 +182,11 @@ class Planner:
             )
         )  # fmt: skip
 
-    def _sites(self, model: StageModel, me: PeerId) -> Iterator[Site]:
+    def _sites(self, model: StageModel, me: PeerId, resources: Resources) -> Iterator[Site]:
         """This node, those that announce themselves, and the clients, which do not."""
         names = [one.name for one in self._backends]
         role = self._role() or "member"
-        yield here(me, self._mesh.resources(), name=self._name, role=role, backends=names)
+        yield here(me, resources, name=self._name, role=role, backends=names)
         announced = {offer.peer: offer for offer in self._inventory.offers() if offer.peer != me}
         for peer, offer in announced.items():
             yield site(
@@ -147,24 +199,69 @@ class Planner:
 
 
 def _asked(load: Load, wanted: Wanted) -> Load:
-    """The load as the settings want it, but for what was asked."""
+    """The load as the settings want it, but for what was asked. Who asks for one way asks for no
+    other.
+    """
     trip = wanted.most_round_trip
+    is_other = {
+        "stages": bool(wanted.flash or wanted.shards),
+        "flash": bool(wanted.split or wanted.topology or wanted.shards),
+        "shards": bool(wanted.split or wanted.topology or wanted.flash),
+    }
     return dataclasses.replace(
         load,
-        split=load.split if wanted.split is None else wanted.split,
-        topology=wanted.topology or load.topology,
+        split=_either(wanted.split, load.split and not is_other["stages"]),
+        flash=_either(wanted.flash, load.flash and not is_other["flash"]),
+        shards=_either(wanted.shards, load.shards and not is_other["shards"]),
+        topology=wanted.topology or (None if is_other["stages"] else load.topology),
         context=wanted.context or load.context,
         slots=wanted.slots or load.slots,
         most_round_trip=load.most_round_trip if trip is None else trip,
     )
 
 
-def _refused(load: Load, backends: Iterable[Backend], resources: Resources) -> Impossible | None:
-    """What the backend of stages says against the model, whatever nodes there are."""
-    found = choose([one for one in backends if one.name == BACKEND] or backends, load, resources)
-    if not isinstance(found, Refusal):
-        return None
-    return Impossible(found.reason, found.advice, is_final=True)
+def _either(told: bool | None, otherwise: bool) -> bool:
+    return otherwise if told is None else told
+
+
+def _as(load: Load, choice: Choice | None = None) -> Load:
+    """The load, wanted in that way; None: in the best."""
+    return dataclasses.replace(
+        load,
+        split=choice == "stages",
+        flash=choice == "flash",
+        shards=choice == "shards",
+        topology=load.topology if choice == "stages" else None,
+    )
+
+
+def _fitting(
+    choice: Choice, load: Load, backends: Iterable[Backend], resources: Resources
+) -> tuple[Backend, Fit] | Refusal:
+    """Who would serve it in one way, or what is against that whatever nodes there are."""
+    found = candidates(backends, _as(load, choice), resources)
+    if choice in found.fits:
+        return found.fits[choice]
+    if choice in found.refusals:
+        return found.refusals[choice]
+    return Refusal(f"the plugin {BACKENDS[choice]} is not there.", "See `meshnode plugins`.")
+
+
+def _numbers(backend: Backend, fit: Fit) -> dict[str, Any]:
+    """What a backend expects, as plain values."""
+    speed = fit.tokens_per_second
+    shown = {
+        **fit.details, "backend": backend.name, "context": fit.context, "slots": fit.slots,
+        "memory_bytes": fit.memory_bytes,
+        "tokens_per_second": None if speed is None else round(speed, 2),
+    }  # fmt: skip
+    return {**shown, "mass": fit.mass} if fit.choice == "shards" else shown
+
+
+def _unfit(refusal: Refusal, *, is_final: bool = True) -> dict[str, Any]:
+    return {
+        "fits": False, "reason": refusal.reason, "advice": refusal.advice, "final": is_final,
+    }  # fmt: skip
 
 
 def _header(path: Path) -> Header:
@@ -172,11 +269,16 @@ def _header(path: Path) -> Header:
         return read_header(data, len(data))
 
 
-def _choice(load: Load, whole: Mapping[str, Any], found: Plan | Impossible) -> str | None:
-    """What `meshnode run` would do; None: wait."""
-    if whole["fits"] and not load.split and load.topology is None:
-        return "whole"
-    return "stages" if isinstance(found, Plan) else None
+def _whole_option(whole: Mapping[str, Any]) -> Option:
+    if not whole["fits"]:
+        return Option("whole", "refused", whole["reason"])
+    return Option("whole", "ready", tokens_per_second=whole["tokens_per_second"])
+
+
+def _stages_option(found: Plan | Impossible) -> Option:
+    if isinstance(found, Plan):
+        return Option("stages", "ready", tokens_per_second=found.tokens_per_second)
+    return Option("stages", "refused" if found.is_final else "waits", str(found))
 
 
 def _shown(found: Plan | Impossible) -> dict[str, Any]:

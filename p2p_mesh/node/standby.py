@@ -1,5 +1,5 @@
 """Starts and stops models by what the mesh wants: looks every second, and does what
-core/placement.py says.
+core/placement/standby.py says.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import trio
 
 from p2p_mesh.core.inventory import Inventory, Offer
 from p2p_mesh.core.names import ModelId, PeerId
-from p2p_mesh.core.placement import Action, Load, Own, Since, Site, View, plan, watch
+from p2p_mesh.core.placement.standby import Action, Load, Own, Since, Site, View, plan, watch
 from p2p_mesh.errors import MeshError
 from p2p_mesh.journal import Journal
 from p2p_mesh.node.models import Models

@@ -61,7 +61,8 @@ def status(node: Node, now: float) -> dict[str, Any]:
 
 
 def _model(hosted: Hosted, models: Models) -> dict[str, Any]:
-    about = hosted.description
+    about, served = hosted.description, hosted.served()
+    shard = served.shard if served else None
     return {
         "id": hosted.id,
         "state": hosted.state,
@@ -76,6 +77,8 @@ def _model(hosted: Hosted, models: Models) -> dict[str, Any]:
         "digest": hosted.digest,
         "engine_pid": about.pid if about else None,
         "notes": list(hosted.notes),
+        "measures": hosted.measures,
+        "shard": msgspec.structs.asdict(shard) if shard else None,
         "planned": models.is_planned(hosted.id),
     }
 

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from p2p_mesh.core.names import ModelId, PeerId
+from p2p_mesh.core.experts.assignment import MIN_MASS
+from p2p_mesh.core.names import Digest, ModelId, PeerId
 from p2p_mesh.core.package import Manifest, PackageRef
 from p2p_mesh.core.records import (
     Announcement,
@@ -52,7 +53,7 @@ class Load:
     """Layers that are computed by GPUs; None: as many as fit."""
     deterministic: bool = False
     """The text for a prompt and a seed depends on nothing else that the engine does."""
-    speculation: bool = True
+    speculation: bool | None = None
     """Tokens may be guessed and verified; the answer is the same."""
     draft: ModelFile | None = None
     """A small model of the same vocabulary that guesses."""
@@ -66,7 +67,7 @@ class Load:
     """Its experts are to be read from the disk as they are wanted, even where it fits whole."""
     shards: bool = False
     """It is to be served by expert shards, even where it fits whole."""
-    min_mass: float = 0.85
+    min_mass: float = MIN_MASS
     """The least share of the routing that an expert shard must keep."""
     most_round_trip: float = 0.08
     """Seconds between two nodes that hold stages, at most."""
@@ -97,6 +98,12 @@ class Fit:
     """How it would be served. In `stages` and `shards` other nodes take part: `memory_bytes` is
     then what it takes here at least, and the backend leases what the plan adds.
     """
+    mass: float | None = None
+    """In `shards`: the share of the routing that goes to the experts here; None: not known yet."""
+    room: int = 0
+    """In `shards`: bytes of experts that there is room for here, within `memory_bytes`."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What the expectation is made of, for `meshnode plan`: plain values by names."""
 
     @property
     def is_split(self) -> bool:
@@ -110,6 +117,8 @@ class Refusal:
 
     reason: str
     advice: str = ""
+    is_final: bool = False
+    """Of `expect`: it stays so whatever nodes come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +144,8 @@ class Description:
     """
     shard: Shard | None = None
     """It answers with a part of a model's experts."""
+    digest: Digest | None = None
+    """Of the shard's own file, where that is not the file that was to be loaded."""
 
 
 class Stream(Protocol):
@@ -181,6 +192,17 @@ class Package(Protocol):
         """GGUF files of this machine that together hold the tensors of those artifacts (paths of
         the manifest): fetched from peers or the hub where they are missing, and checked. Raises
         Unavailable where nobody has one, ModelError where the disk may hold no more.
+        """
+        ...
+
+    async def fetch_ranges(
+        self,
+        wanted: Mapping[str, Sequence[tuple[int, int]]],
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> Mapping[str, Callable[[int, int], bytes]]:
+        """Some ranges of artifacts, each an offset and a length in the artifact, fetched where they
+        are missing, and checked. What is given for an artifact reads it, by offset and length; it
+        is sure of those ranges only, blocks, and raises ModelError. Raises as `fetch` does.
         """
         ...
 
@@ -287,6 +309,16 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Renewable(Protocol):
+    """An engine that may end so as to be opened anew: that is no death of it."""
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it has ended for that, once it has ended: `wait_ended` says why."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A model that a Source has; `open` gives the engine, as `Backend.open` does."""
@@ -328,6 +360,19 @@ class Backend(Protocol):
         """Loads the model; the engine lives as long as the context. `load` has the context and
         slots of the Fit that was chosen, whose memory the caller has leased.
         Raises ModelError if the model is at fault, EngineDied if the engine died while loading.
+        """
+        ...
+
+
+@runtime_checkable
+class Expects(Protocol):
+    """A backend that knows more of a model's fit than `assess` can: what depends on the mesh."""
+
+    async def expect(self, load: Load, resources: Resources, mesh: Mesh) -> Fit | Refusal:
+        """How the model would be served with these resources here, and with the mesh as it is now;
+        loads nothing. A Refusal: it cannot begin now. Asked where `assess` gave a Fit that is not
+        whole, and only where there is something to choose; the engine is opened with that Fit.
+        Raises as `open` does.
         """
         ...
 

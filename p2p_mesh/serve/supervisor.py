@@ -48,8 +48,10 @@ from p2p_mesh.serve.backend import (
     Load,
     Mesh,
     Offer,
+    Renewable,
 )
 from p2p_mesh.serve.capabilities import LACKS, needed
+from p2p_mesh.serve.measures import shown
 from p2p_mesh.serve.opening import Memory, Way, by_backend, by_source
 from p2p_mesh.serve.pulse import Heard, Pulse, Work
 from p2p_mesh.serve.slots import Slots
@@ -102,6 +104,8 @@ class Hosted:
         self.progress = 0.0
         self.error = ""
         """Why the model failed, or why its engine last ended; empty while it is ready."""
+        self.room = 0
+        """Bytes of experts that it may have here, where it is served by expert shards."""
         self.is_closing = False
         """It takes no new requests, and will not again."""
         self._prepare = (
@@ -119,6 +123,8 @@ class Hosted:
         self._said_waiting = ""
         """The reason that was said, without its numbers."""
         self._has_served = False
+        self._is_renewed = False
+        """Its engine ended so as to be opened anew."""
         self._settled = trio.Event()
         self._reported = 0.0
         self._ready_at = math.inf
@@ -149,12 +155,22 @@ class Hosted:
     @property
     def notes(self) -> tuple[str, ...]:
         """What its engine says of itself now: who holds which layers may have changed."""
+        about = self._described()
+        return about.notes if about else ()
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """What its engine has measured of itself so far."""
+        about = self._described()
+        return shown(about.measures) if about else {}
+
+    def _described(self) -> Description | None:
         if self._engine is None:
-            return ()
+            return None
         try:
-            return self._engine.describe().notes
+            return self._engine.describe()
         except Exception:  # noqa: BLE001 - a plugin's own
-            return ()
+            return None
 
     def served(self) -> ServedModel | None:
         """How this node announces the model; None until it has been ready, and once it is given
@@ -164,14 +180,17 @@ class Hosted:
         about = self._about
         if about is None or self.is_closing:
             return None
+        shard = self.load.model.shard if self.load else None
         return ServedModel(
             id=self.id,
-            digest=self.digest,
+            # A shard that was made for the model is another file than the one to be loaded.
+            digest=about.digest if about.shard and not shard else self.digest,
             context=about.context,
             slots=about.slots,
             capabilities=tuple(sorted(about.capabilities)),
             resumable=about.resumable,
             numerics=about.numerics,
+            shard=about.shard or shard,
             speed=self._tempo.speed,
         )
 
@@ -205,15 +224,24 @@ class Hosted:
         """Serves the model until cancelled, or until it is given up."""
         try:
             async with self._prepare() as way:
+                self._take_part(way.room)
                 await self._keep(way)
         except ModelError as error:
             self._fail(str(error))
+
+    def _take_part(self, room: int) -> None:
+        if room != self.room:
+            self.room = room
+            self._changed()
 
     async def _keep(self, way: Way) -> None:
         deaths = waits = 0
         while True:
             self._ready_at, self._patience, self.progress = math.inf, trio.CancelScope(), 0.0
             reason = await self._serve(way)
+            if self._is_renewed:
+                self._say_renewed(reason)
+                continue
             is_lasting = way.is_lasting or self.is_waiting
             if not (self._has_served or is_lasting):
                 self._fail(reason)
@@ -247,6 +275,12 @@ class Hosted:
             )  # fmt: skip
         await trio.sleep(seconds)
 
+    def _say_renewed(self, reason: str) -> None:
+        self._journal.info(
+            "engine_renewed", f"the engine of {self.id} is opened anew: {reason}",
+            model=self.id, reason=reason,
+        )  # fmt: skip
+
     def _say_waiting(self) -> None:
         """Once that has lasted, and again for another reason, whose numbers change all the time."""
         reason, now = _NUMBERS.sub("", self.error), trio.current_time()
@@ -261,7 +295,7 @@ class Hosted:
     async def _serve(self, way: Way) -> str:
         """One life of an engine; returns how it ended."""
         started = self._reported = trio.current_time()
-        is_waiting = False
+        is_waiting = self._is_renewed = False
         try:
             with self._patience:
                 self._patience.deadline = started + STALLED
@@ -269,7 +303,9 @@ class Hosted:
                     self._patience.deadline = math.inf
                     pulse = self._begin(engine, trio.current_time() - started)
                     try:
-                        return await pulse.watch()
+                        reason = await pulse.watch()
+                        self._is_renewed = isinstance(engine, Renewable) and engine.is_outdated
+                        return reason
                     finally:
                         self._end()
             return f"it made no progress for {STALLED:g} s while it loaded"
@@ -313,10 +349,11 @@ class Hosted:
         self._engine = None
         self._enter("loading")
         if self._slots is not None:
-            self._slots.close(EngineDied(f"the engine of {self.id} died", retry_after=1.0))
+            verb = "is opened anew" if self._is_renewed else "died"
+            self._slots.close(EngineDied(f"the engine of {self.id} {verb}", retry_after=1.0))
 
     def _fail(self, reason: str) -> None:
-        self.error, self._about = reason, None
+        self.error, self._about, self.room = reason, None, 0
         self._enter("failed")
         self._settled.set()
         self._journal.error(

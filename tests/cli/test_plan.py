@@ -8,6 +8,7 @@ import pytest
 
 from p2p_mesh.cli.main import execute
 from p2p_mesh.core.stages import read_topology
+from p2p_mesh.testing.models import write_moe
 from tests.cli.conftest import Port, refusal
 
 PLAN = {
@@ -24,11 +25,26 @@ NO_STAGES = {
     "missing_bytes": 5 * 10**9,
     "excluded": [{"node": "x", "name": "bob", "reason": "it is a client"}],
 }  # fmt: skip
+NO_EXPERTS = {
+    "fits": False, "reason": "m is no mixture of experts.", "advice": "", "final": True,
+}  # fmt: skip
+FLASH = {
+    **WHOLE, "backend": "flash_moe", "cache_share": 0.25, "hit_rate": 0.4,
+    "bytes_per_token": 30 * 10**6, "disk_bandwidth": 1.5e9,
+}  # fmt: skip
+SHARDS = {
+    **WHOLE, "backend": "expert_shards", "mass": 0.9, "experts": 128, "experts_kept": 64,
+    "nodes": [
+        {"node": "a", "name": "alice", "mass": 0.91, "size_bytes": 9 * 10**9},
+        {"node": "b", "name": "", "mass": 0.9, "size_bytes": 9 * 10**9},
+    ],
+}  # fmt: skip
 
 
 def found(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "model": "m", "size_bytes": 10**9, "choice": "whole", "whole": WHOLE, "stages": STAGES,
+        "model": "m", "size_bytes": 10**9, "choice": "whole", "waits": False, "why": "it fits",
+        "whole": WHOLE, "stages": STAGES, "shards": NO_EXPERTS, "flash": NO_EXPERTS,
         "served_by": ["carol"],
     }  # fmt: skip
     return values | changes
@@ -40,11 +56,12 @@ def planning(port: Port) -> Port:
     return port
 
 
-def test_whole_and_stages_are_compared(planning: Port, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_four_ways_are_compared(planning: Port, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["plan", "m", "--data-dir", planning.directory]) == 0
     assert planning.asked == [("/api/plan", {"model": "m"})]
     assert capsys.readouterr().out.splitlines() == [
         "m (1.00 GB) is served whole",
+        "  why: it fits",
         "",
         "Whole, on this node: yes, by llama_cpp: a context of 512 tokens, 4 at a time, 2.00 GB, "
         "about 20.0 tokens/s for one answer",
@@ -52,24 +69,95 @@ def test_whole_and_stages_are_compared(planning: Port, capsys: pytest.CaptureFix
         "",
         "In stages:",
         "  m: 4 layers in 2 stages",
+        "",
+        "By expert shards: no. m is no mixture of experts.",
+        "",
+        "Flash, with experts on the disk of this node: no. m is no mixture of experts.",
     ]
+
+
+def test_what_shards_and_flash_are_made_of_is_told(
+    planning: Port, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planning.answers["/api/plan"] = [found(choice="flash", flash=FLASH, shards=SHARDS)]
+    assert execute(["plan", "m", "--flash", "--data-dir", planning.directory]) == 0
+    assert planning.asked == [("/api/plan", {"model": "m", "flash": True})]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "m (1.00 GB) is served flash, with its experts on the disk"
+    assert said[-8:] == [
+        "By expert shards: yes, by expert_shards: a context of 512 tokens, 4 at a time, 2.00 GB, "
+        "about 20.0 tokens/s for one answer",
+        "  each node has 64 of the 128 experts of a layer",
+        "  alice: 0.91 of the routing, 9.00 GB",
+        "  b: 0.90 of the routing, 9.00 GB",
+        "",
+        "Flash, with experts on the disk of this node: yes, by flash_moe: a context of 512 tokens, "
+        "4 at a time, 2.00 GB, about 20.0 tokens/s for one answer",
+        "  25% of its experts fit into memory; of those that a token needs, 40% at least are "
+        "expected there",
+        "  read from the disk for a token: 30.0 MB at most; the disk gives 1500 MB/s",
+    ]
+
+
+def test_what_is_not_known_of_flash_is_left_out(
+    planning: Port, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = {**WHOLE, "tokens_per_second": None, "bytes_per_token": 10**6}
+    many = [SHARDS["nodes"][0]] * 25  # type: ignore[index]
+    planning.answers["/api/plan"] = [
+        found(choice="shards", flash=unknown, shards={**SHARDS, "nodes": many})
+    ]
+    assert execute(["plan", "m", "--shards", "--data-dir", planning.directory]) == 0
+    said = capsys.readouterr().out
+    assert "is served by expert shards" in said
+    assert "1.0 MB at most; the disk has not been measured" in said
+    assert "and 5 more nodes" in said
+
+
+@pytest.mark.parametrize(
+    "flags", [["--split", "--flash"], ["--flash", "--shards"], ["--shards", "--stages", "x"]]
+)
+def test_two_ways_at_a_time_are_something_to_mend(
+    planning: Port, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["plan", "m", *flags, "--data-dir", planning.directory]) == 2
+    assert "are two ways to serve a model" in capsys.readouterr().err
+    assert planning.asked == []
+
+
+def test_alone_a_mixture_of_experts_is_planned_flash_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "moe.gguf"
+    write_moe(path)
+    assert execute(["plan", str(path), "--data-dir", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "whole, on this machine: yes, by llama_cpp" in said
+    assert "flash, on this machine: yes, by flash_moe" in said
+    assert "of its experts fit into memory" in said
 
 
 def test_what_is_missing_is_said(planning: Port, capsys: pytest.CaptureFixture[str]) -> None:
     planning.answers["/api/plan"] = [
         found(
-            choice=None, whole={"fits": False, "reason": "No."}, stages=NO_STAGES, served_by=[]
+            choice=None, waits=True, why="nothing can begin now", served_by=[],
+            whole={"fits": False, "reason": "No."}, stages=NO_STAGES,
         )
     ]  # fmt: skip
     assert execute(["plan", "m", "--data-dir", planning.directory]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "m (1.00 GB) waits for nodes",
+        "  why: nothing can begin now",
         "",
         "Whole, on this node: no. No.",
         "",
         "In stages: no. it is too large. Add nodes.",
         "  missing: 5.00 GB",
         "  left out: bob: it is a client",
+        "",
+        "By expert shards: no. m is no mixture of experts.",
+        "",
+        "Flash, with experts on the disk of this node: no. m is no mixture of experts.",
     ]
 
 

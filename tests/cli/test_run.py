@@ -100,6 +100,27 @@ def test_flags_reach_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert found.endpoint == ("http://a", "http://b:1/v1")
 
 
+@pytest.mark.parametrize("given", [{"split": True}, {"stages": "plan.json"}])
+def test_a_model_is_served_in_one_way(given: dict[str, Any]) -> None:
+    settings = msgspec.structs.replace(Settings(model=("a.gguf",), flash=True), **given)
+    with pytest.raises(SettingsError, match=r"--flash and --\w+ are two ways to serve a model"):
+        _references(settings)
+    assert _references(Settings(model=("a.gguf",), flash=True)) == ("a.gguf",)
+    _references(Settings(model=("a.gguf",), split=True, stages="plan.json"))
+
+
+def test_who_only_asks_reads_no_experts() -> None:
+    with pytest.raises(SettingsError, match="leave out --flash"):
+        _references(Settings(client=True, flash=True))
+
+
+def test_guessing_is_left_to_the_backend_where_nobody_says(tmp_path: Path) -> None:
+    def found(*words: str) -> bool | None:
+        return load(run.command.make_context("run", list(words)).params, {}).speculation
+
+    assert (found(), found("--speculation"), found("--no-speculation")) == (None, True, False)
+
+
 def test_every_setting_has_its_flag() -> None:
     flags = {parameter.name for parameter in run.command.params}
     assert flags == set(Settings.__struct_fields__)

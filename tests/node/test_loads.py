@@ -33,7 +33,8 @@ def test_every_setting_reaches_the_load() -> None:
 def test_nothing_set_leaves_it_to_the_backend() -> None:
     found = load(MODEL, Settings())
     assert (found.context, found.slots, found.gpu_layers) == (None, None, None)
-    assert (found.kv_type, found.deterministic, found.speculation) == ("f16", False, True)
+    assert (found.kv_type, found.deterministic, found.speculation) == ("f16", False, None)
+    assert found.flash is False
     assert (found.draft, found.projector) == (None, None)
 
 

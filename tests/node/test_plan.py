@@ -14,7 +14,7 @@ from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.plans import Stage, Topology, Wanted
 from p2p_mesh.core.records import Announcement, ModelFile, Resources, ServedModel
 from p2p_mesh.errors import ModelError, Unavailable
-from p2p_mesh.node.plan import Planner, whole_here
+from p2p_mesh.node.plan import Planner, flash_here, whole_here
 from p2p_mesh.serve.backend import Fit, Load, Package, Refusal
 from p2p_mesh.serve.package.packages import Packages
 from p2p_mesh.serve.store import Digests
@@ -44,7 +44,7 @@ TOO_LARGE = Whole(Refusal("it is too large.", "Add memory."))
 
 
 def resources(free: int = 200 * MB, bandwidth: float = 0.0) -> Resources:
-    return Resources(memory_total=free, memory_free=free, threads=1, bandwidth=bandwidth)
+    return Resources(memory_total=200 * MB, memory_free=free, threads=1, bandwidth=bandwidth)
 
 
 def announced(name: str, **changes: Any) -> Announcement:
@@ -265,3 +265,132 @@ async def test_plan_for_another_model_is_final(tmp_path: Path) -> None:
     other = Topology(model="other", manifest_sha256="a" * 64, stages=(stage,))
     assert (await case.plan(topology=other))["stages"]["final"]
     assert not (await case.plan(split=True))["stages"]["final"]
+
+
+# Flash and shards
+
+
+class Way(Whole):
+    """Serves in one way, and expects what it is told to."""
+
+    def __init__(self, name: str, found: Fit | Refusal, expected: Fit | Refusal) -> None:
+        super().__init__(found)
+        self.name = name
+        self.expected = expected
+        self.loads: list[Load] = []
+
+    async def expect(self, load: Load, resources: Resources, mesh: Any) -> Fit | Refusal:
+        self.loads.append(load)
+        return self.expected
+
+
+FLASH = Fit(
+    256, 1, 50, tokens_per_second=1e-3, choice="flash", details={"hit_rate": 0.5, "disk": 9}
+)  # fmt: skip
+SHARDS = Fit(256, 1, 60, tokens_per_second=2.0, choice="shards", mass=0.9, details={"experts": 8})
+
+
+def flash(found: Fit | Refusal = FLASH) -> Way:
+    return Way("flash_moe", found, found)
+
+
+def shards(expected: Fit | Refusal = SHARDS) -> Way:
+    return Way("expert_shards", SHARDS, expected)
+
+
+async def test_all_four_ways_are_weighed_with_their_numbers(tmp_path: Path) -> None:
+    case = Case(tmp_path, backends=[TOO_LARGE, flash(), shards()])
+    case.hear(BOB, announced("bob"))
+    found = await case.plan()
+    assert (found["choice"], found["waits"]) == ("stages", False)
+    assert found["flash"] == {
+        "fits": True, "reason": "", "backend": "flash_moe", "context": 256, "slots": 1,
+        "memory_bytes": 50, "tokens_per_second": 0.0, "hit_rate": 0.5, "disk": 9,
+    }  # fmt: skip
+    assert found["shards"] == {
+        "fits": True, "reason": "", "backend": "expert_shards", "context": 256, "slots": 1,
+        "memory_bytes": 60, "tokens_per_second": 2.0, "mass": 0.9, "experts": 8,
+    }  # fmt: skip
+    for part in ("whole: it is too large", "in stages: ", "by expert shards: 2.0", "flash: 0.0"):
+        assert part in found["why"]
+
+
+async def test_flash_is_chosen_where_stages_would_wait(tmp_path: Path) -> None:
+    case = Case(tmp_path, backends=[TOO_LARGE, flash()])
+    assert (await case.plan())["choice"] == "flash"
+    waiting = await case.plan(split=True)
+    assert (waiting["choice"], waiting["waits"]) == (None, True)
+
+
+async def test_shard_that_keeps_too_little_is_told_with_its_numbers(tmp_path: Path) -> None:
+    poor = changed(SHARDS, mass=0.5)
+    case = Case(tmp_path, backends=[TOO_LARGE, shards(poor)])
+    found = await case.plan(shards=True)
+    assert (found["choice"], found["waits"]) == (None, False)
+    told = found["shards"]
+    assert (told["fits"], told["mass"], told["experts"]) == (False, 0.5, 8)
+    assert "it would keep 0.50 of the routing" in told["reason"]
+    assert told["reason"] in found["why"]
+
+
+@pytest.mark.parametrize("is_final", [True, False])
+async def test_what_shards_wait_for_is_told(tmp_path: Path, is_final: bool) -> None:
+    refusal = Refusal("nobody takes part.", "Start others with --shards.", is_final=is_final)
+    case = Case(tmp_path, backends=[TOO_LARGE, shards(refusal)])
+    found = await case.plan(shards=True)
+    assert found["shards"] == {
+        "fits": False, "reason": "nobody takes part.", "advice": "Start others with --shards.",
+        "final": is_final,
+    }  # fmt: skip
+    assert found["waits"] is not is_final
+
+
+async def test_plugin_that_is_not_there_is_named(tmp_path: Path) -> None:
+    found = await Case(tmp_path, backends=[FITS]).plan(flash=True)
+    assert found["choice"] is None
+    assert found["flash"]["reason"] == "the plugin flash_moe is not there."
+    assert "flash_moe is not there" in found["why"]
+    assert "expert_shards" in found["shards"]["reason"]
+
+
+async def test_who_asks_for_one_way_asks_for_no_other(tmp_path: Path) -> None:
+    sharing = shards()
+    case = Case(tmp_path, backends=[FITS, flash(), sharing])
+    case.hear(BOB, announced("bob"))
+    case.load = changed(case.load, split=True)
+    assert (await case.plan())["choice"] == "stages"
+    assert (await case.plan(flash=True))["choice"] == "flash"
+    assert (await case.plan(shards=True))["choice"] == "shards"
+    assert (await case.plan(split=False))["choice"] == "whole"
+    case.load = changed(case.load, split=False, flash=True)
+    assert (await case.plan())["choice"] == "flash"
+    assert (await case.plan(split=True))["choice"] == "stages"
+    assert all(one.shards and not (one.split or one.flash) for one in sharing.loads)
+
+
+async def test_endpoint_that_serves_it_is_told(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    case.planner._is_attached = lambda model: model == "m"
+    assert (await case.plan())["served_by"] == ["an endpoint of this node"]
+
+
+def test_flash_can_be_told_without_a_mesh() -> None:
+    load = Load(ModelFile(
+        id=ModelId("m"), path="", size_bytes=1, architecture="qwen3moe", context_length=8,
+        kv_bytes_per_token=1,
+    ))  # fmt: skip
+    found = flash_here(load, [FITS, flash()], resources())
+    assert (found["fits"], found["backend"], found["hit_rate"]) == (True, "flash_moe", 0.5)
+    refused = flash_here(load, [FITS, flash(Refusal("no.", "Buy."))], resources())
+    assert refused == {"fits": False, "reason": "no.", "advice": "Buy.", "final": True}
+
+
+async def test_memory_that_the_model_has_already_counts_as_free(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    case.hear(BOB, announced("bob"))
+    case.mesh.free = 20 * MB
+    assert not (await case.plan())["stages"]["fits"]
+    for held, free in ((130 * MB, 150 * MB), (500 * MB, 200 * MB)):
+        case.planner._held = {"m": held}.get  # type: ignore[assignment]
+        stages = (await case.plan())["stages"]["stages"]
+        assert stages[0]["free_bytes"] == free

@@ -11,7 +11,7 @@ import trio.testing
 
 from p2p_mesh.core.inventory import Inventory, Offer
 from p2p_mesh.core.names import ModelId, PeerId
-from p2p_mesh.core.placement import COLD, KEEP, score
+from p2p_mesh.core.placement.standby import COLD, KEEP, score
 from p2p_mesh.core.records import Announcement, ModelFile, Resources
 from p2p_mesh.errors import EngineDied
 from p2p_mesh.journal import Entry, Journal

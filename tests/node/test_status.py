@@ -7,9 +7,10 @@ import msgspec
 
 from p2p_mesh.core.inventory import Offer
 from p2p_mesh.core.invite import Member
-from p2p_mesh.core.names import ModelId, PeerId
-from p2p_mesh.core.records import Announcement, Resources, ServedModel
+from p2p_mesh.core.names import Digest, ModelId, PeerId
+from p2p_mesh.core.records import Announcement, Resources, ServedModel, Shard
 from p2p_mesh.node.status import status
+from p2p_mesh.serve.backend import Description
 from p2p_mesh.testing.backend import Echo
 from tests.node.test_node import MODEL, node
 from tests.node.test_sources import Scripted
@@ -22,6 +23,7 @@ def test_status_of_a_node_that_starts(tmp_path: Path) -> None:
     assert (found["name"], found["uptime_s"], found["peer_id"]) == ("alice", 2.5, None)
     (model,) = found["models"]
     assert (model["id"], model["state"], model["engine_pid"]) == ("m", "loading", None)
+    assert model["measures"] == {}
     assert found["plugins"][0]["name"] == "echo"
     assert mine._token not in json.dumps(found)
 
@@ -101,3 +103,14 @@ def test_what_is_unloaded_and_who_is_out_is_shown(tmp_path: Path) -> None:
 def test_resources_are_whole_on_a_plain_processor(tmp_path: Path) -> None:
     # "cpu" is the default of the record, and what travels leaves defaults out.
     assert status(node(tmp_path), 0.0)["resources"]["device"] == "cpu"
+
+
+def test_shard_is_shown_with_its_mass(tmp_path: Path) -> None:
+    mine = node(tmp_path)
+    (model,) = status(mine, 0.0)["models"]
+    assert model["shard"] is None
+    shard = Shard(model=Digest("1" * 64), mass=0.5)
+    (hosted,) = mine.hosted.values()
+    hosted._about = Description(frozenset({"generate"}), context=8, slots=1, shard=shard)
+    (model,) = status(mine, 0.0)["models"]
+    assert model["shard"] == {"model": "1" * 64, "mass": 0.5}

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2p_mesh.core.names import ModelId, RequestId
+from p2p_mesh.core.names import Digest, ModelId, RequestId
 from p2p_mesh.core.records import (
     DetokenizeQuery,
     EmbedQuery,
@@ -23,6 +23,8 @@ from p2p_mesh.core.records import (
     RerankQuery,
     Resources,
     Resume,
+    ServedModel,
+    Shard,
     Text,
     TextPrompt,
     Vectors,
@@ -107,6 +109,40 @@ async def test_model_becomes_ready_and_answers() -> None:
         assert await answer(hosted) == "one two three"
     assert case.events == ["model_ready"]
     assert case.changes >= 1
+
+
+def sharded(load: Load, digest: Digest | None) -> ServedModel:
+    """What is announced of a model, of which a shard is served."""
+    case = Case(Echo(), wanted=load)
+    shard = Shard(model=WHOLE, mass=0.9)
+    about = Description(frozenset({"generate"}), context=8, slots=1, shard=shard, digest=digest)
+    case.hosted._about = about
+    served = case.hosted.served()
+    assert served is not None
+    return served
+
+
+WHOLE, PART = Digest("1" * 64), Digest("2" * 64)
+
+
+@pytest.mark.parametrize("digest", [PART, None])
+def test_shard_is_announced_with_its_own_digest_never_that_of_the_whole(
+    digest: Digest | None,
+) -> None:
+    model = msgspec.structs.replace(LOAD.model, digest=WHOLE)
+    served = sharded(dataclasses.replace(LOAD, model=model), digest)
+    assert (served.digest, served.shard) == (digest, Shard(model=WHOLE, mass=0.9))
+
+
+def test_file_that_is_a_shard_is_announced_as_one() -> None:
+    shard = Shard(model=WHOLE, mass=0.8)
+    model = msgspec.structs.replace(LOAD.model, digest=PART, shard=shard)
+    case = Case(Echo(), wanted=dataclasses.replace(LOAD, model=model))
+    case.hosted._about = Description(frozenset({"generate"}), context=8, slots=1)
+    served = case.hosted.served()
+    assert served is not None
+    assert (served.digest, served.shard) == (PART, shard)
+    assert sharded(dataclasses.replace(LOAD, model=model), None).digest == PART
 
 
 async def test_memory_is_leased_while_the_model_is_served() -> None:
@@ -577,3 +613,15 @@ async def test_notes_are_what_the_engine_says_now(monkeypatch: pytest.MonkeyPatc
         assert hosted.notes == ("layers 0-3 here",)
         monkeypatch.setattr(engine, "describe", None)  # a plugin's defect
         assert list(hosted.notes) == []
+
+
+async def test_measures_are_those_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    echo = Echo()
+    case = Case(echo)
+    assert case.hosted.measures == {}
+    async with case.running() as hosted:
+        engine = echo.engines[0]
+        measures = {"expert_hit_rate": 0.5, "not a name": 1.0}
+        about = dataclasses.replace(engine.describe(), measures=measures)
+        monkeypatch.setattr(engine, "describe", lambda: about)
+        assert hosted.measures == {"expert_hit_rate": 0.5}

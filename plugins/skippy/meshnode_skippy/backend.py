@@ -53,7 +53,7 @@ class Skippy:
             return anywhere
         return Fit(load.context or 0, load.slots or 0, memory_bytes=0, choice="stages")
 
-    async def expect(self, load: Load, mesh: Mesh) -> Fit | Refusal:
+    async def expect(self, load: Load, resources: Resources, mesh: Mesh) -> Fit | Refusal:
         """The plan as it would be now. Alone, nothing is planned: that may read the whole file."""
         if not any(BACKEND in about.backends for _, about in mesh.peers()):
             return Refusal("no other node is known that takes stages.", "Start some in this mesh.")

@@ -21,7 +21,7 @@ from p2p_mesh.core.names import ModelId, PeerId, RequestId
 from p2p_mesh.core.records import InferenceRequest, ModelFile, Resources, TokenPrompt
 from p2p_mesh.core.stages import Stage, Topology
 from p2p_mesh.errors import EngineDied, MeshError, ModelError, Unavailable
-from p2p_mesh.serve.backend import Attached, Fit, Load, Refusal
+from p2p_mesh.serve.backend import Attached, Expects, Fit, Load, Refusal
 from p2p_mesh.settings import cache_dir
 from tests.plugins.skippy.stand_in import TOKENS
 from tests.plugins.skippy.town import Town, until
@@ -135,6 +135,30 @@ async def test_plan_that_no_node_can_help_with_is_not_waited_for(
     with pytest.raises(ModelError, match="another package"):
         async with opened(town, load):
             pass
+
+
+async def test_it_expects_what_the_nodes_make_of_it_that_are_there(
+    town: Town, deep: ModelFile
+) -> None:
+    here, load = town.node("a"), Load(deep)
+    assert isinstance(here.skippy, Expects)
+    alone = await here.skippy.expect(load, RESOURCES, here)
+    assert isinstance(alone, Refusal)
+    assert (alone.is_final, "no other node" in alone.reason) == (False, True)
+    assert here.package_of == {}
+    town.node("b")
+    found = await here.skippy.expect(load, RESOURCES, here)
+    assert isinstance(found, Fit)
+    assert (found.choice, found.memory_bytes) == ("stages", 0)
+    assert found.context > 0
+    assert found.tokens_per_second is not None
+    assert free(town)
+
+
+async def test_it_expects_nothing_of_nodes_that_are_too_small(town: Town, deep: ModelFile) -> None:
+    here, _ = town.node("a", memory=1), town.node("b", memory=1)
+    with pytest.raises(Unavailable, match="free"):
+        await here.skippy.expect(Load(deep), RESOURCES, here)
 
 
 def test_it_wants_to_see_the_mesh_at_the_start() -> None:

@@ -4,7 +4,7 @@ stand_in.py, unless a test asks for others.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +64,13 @@ class Whole:
         if size > self.most:
             raise ModelError("raise --max-disk")
         yield
+
+    async def fetch_ranges(
+        self,
+        wanted: Mapping[str, Sequence[tuple[int, int]]],
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> Mapping[str, Callable[[int, int], bytes]]:
+        raise Unavailable("whole parts of it are wanted here")
 
     async def whole(self, progress: Callable[[float], None] = lambda _: None) -> Path:
         raise Unavailable("only parts of it are wanted here")

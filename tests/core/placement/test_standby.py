@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2p_mesh.core.names import ModelId, PeerId
-from p2p_mesh.core.placement import (
+from p2p_mesh.core.placement.standby import (
     COLD,
     GRACE,
     KEEP,

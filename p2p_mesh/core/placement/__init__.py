@@ -1,0 +1,1 @@
+"""Where models are served, and how: what a node starts by itself, and in which way."""
