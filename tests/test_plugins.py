@@ -56,7 +56,8 @@ def test_bundled_plugin_loads_like_any_other() -> None:
     plugins.load()
     plugins.ask()
     assert states(plugins)["llama_cpp"] == "active"
-    assert [backend.name for backend in plugins.backends()] == ["llama_cpp", "skippy"]
+    names = [backend.name for backend in plugins.backends()]
+    assert names == ["expert_shards", "flash_moe", "llama_cpp", "skippy"]
 
 
 def test_sources_follow_the_settings() -> None:
