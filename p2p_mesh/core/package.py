@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -151,6 +151,18 @@ def piece_range(size: int, number: int) -> tuple[int, int]:
     """Where a piece begins, and how long it is."""
     offset = number * PIECE
     return offset, min(PIECE, size - offset)
+
+
+def pieces_of(size: int, ranges: Iterable[tuple[int, int]]) -> frozenset[int]:
+    """The numbers of the pieces of an artifact of so many bytes that have a part of these ranges,
+    each an offset and a length. Raises ModelError for a range that it has not.
+    """
+    found: set[int] = set()
+    for offset, length in ranges:
+        if offset < 0 or length < 0 or offset + length > size:
+            raise ModelError(f"it has {size} bytes, and not {length} from {offset}")
+        found.update(range(offset // PIECE, -(-(offset + length) // PIECE) if length else 0))
+    return frozenset(found)
 
 
 def home(tensor: str) -> Home:

@@ -6,8 +6,9 @@ beyond --max-disk, nor, where demand alone wants it, without a word of --fetch-a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -17,18 +18,26 @@ from msgspec.structs import replace
 
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.names import Digest, PeerId
-from p2p_mesh.core.package import MAX_MANIFEST, MAX_PIECES, Artifact, Manifest, PackageRef
+from p2p_mesh.core.package import (
+    MAX_MANIFEST,
+    MAX_PIECES,
+    Artifact,
+    Manifest,
+    PackageRef,
+    pieces_of,
+)
 from p2p_mesh.core.records import ModelFile
 from p2p_mesh.core.reference import read_hub
 from p2p_mesh.errors import MeshError, ModelError, Unavailable
-from p2p_mesh.groups import bare
 from p2p_mesh.journal import Journal
 from p2p_mesh.node.allowed import check_allowed, may_ask_hub
 from p2p_mesh.node.fetching import Fetching
 from p2p_mesh.node.library import Library
+from p2p_mesh.node.transfers import Transfers
 from p2p_mesh.serve.hub import Hub
 from p2p_mesh.serve.package.local import LocalPackage
 from p2p_mesh.serve.package.packages import Packages
+from p2p_mesh.serve.package.partial import Partial, Read
 from p2p_mesh.serve.package.whole import is_whole, whole
 from p2p_mesh.settings import Settings
 
@@ -37,11 +46,6 @@ if TYPE_CHECKING:
 
 MAX_PROBED = 32
 """Members that are asked for a package, though they do not announce it."""
-
-LOOK = 0.5
-"""Seconds between two looks at how far a fetch is,"""
-REPORT = 10.0
-"""and between two log lines of it."""
 
 Progress = Callable[[float], None]
 
@@ -86,6 +90,13 @@ class Used:
     async def _fetch(self, artifacts: Sequence[str], progress: Progress) -> None:
         await self._artifacts.fetch(
             self.package, artifacts, on_demand=self._on_demand, progress=progress
+        )
+
+    async def fetch_ranges(
+        self, wanted: Mapping[str, Sequence[tuple[int, int]]], progress: Progress = lambda _: None
+    ) -> Mapping[str, Read]:
+        return await self._artifacts.fetch_ranges(
+            self.package, wanted, on_demand=self._on_demand, progress=progress
         )
 
     def room(self, size: int) -> AbstractAsyncContextManager[None]:
@@ -135,7 +146,7 @@ class Artifacts:
             changed=changed,
         )
         self._turns: dict[str, trio.Lock] = {}
-        self._fetching: dict[str, Fetching] = {}
+        self._transfers = Transfers(journal)
         self._reserved = 0
 
     def attach(self, network: Network) -> None:
@@ -225,28 +236,70 @@ class Artifacts:
         progress: Progress = lambda _: None,
     ) -> None:
         """Has these artifacts on this machine. Raises ModelError and Unavailable."""
-        manifest = package.ref.manifest
-        lock = self._turns.setdefault(manifest, trio.Lock())
+        async with self._turn(package):
+            while missing := _distinct(package.missing(paths)):
+                if on_demand:
+                    check_allowed(self._settings, package.ref, package.manifest)
+                await self._fetch(package, missing, progress)
+        progress(1.0)
+
+    async def fetch_ranges(
+        self,
+        package: LocalPackage,
+        wanted: Mapping[str, Sequence[tuple[int, int]]],
+        *,
+        on_demand: bool = False,
+        progress: Progress = lambda _: None,
+    ) -> Mapping[str, Read]:
+        """What reads these artifacts, and is sure of these ranges. What peers do not send piece by
+        piece is fetched whole. Raises ModelError and Unavailable.
+        """
+        away = {one.path for one in package.missing(wanted) if package.pieces is not None}
+        some = Partial(package, {path: _pieces(package, path, wanted[path]) for path in away})
+        async with self._turn(package):
+            while (missing := await some.missing()) and self._candidates(package.ref.manifest):
+                if on_demand:
+                    check_allowed(self._settings, package.ref, package.manifest)
+                await self._fetch_some(some, missing, progress)
+                if await some.missing() == missing:
+                    break
+        whole = (wanted.keys() - away) | missing.keys()
+        await self.fetch(package, whole, on_demand=on_demand, progress=progress)
+        await package.sources(whole)
+        return {path: package.reader(path) if path in whole else some.read(path) for path in wanted}
+
+    @asynccontextmanager
+    async def _turn(self, package: LocalPackage) -> AsyncIterator[None]:
+        """One after the other fetches parts of a package."""
+        lock = self._turns.setdefault(package.ref.manifest, trio.Lock())
         try:
             async with lock:
-                while missing := _distinct(package.missing(paths)):
-                    if on_demand:
-                        check_allowed(self._settings, package.ref, package.manifest)
-                    await self._fetch(package, missing, progress)
+                yield
         finally:
             if not lock.locked() and not lock.statistics().tasks_waiting:
-                self._turns.pop(manifest, None)
-        progress(1.0)
+                self._turns.pop(package.ref.manifest, None)
 
     async def _fetch(
         self, package: LocalPackage, missing: Sequence[Artifact], progress: Progress
     ) -> None:
         size = sum(one.artifact_bytes for one in missing)
+        fetching = self._plan(package, missing, size)
         async with self.room(package, size):
-            await self._fetch_into(package, missing, progress)
+            work = partial(self._fetch_whole, fetching, package)
+            await self._transfers.follow(fetching, work, progress)
+        self._changed()
+
+    async def _fetch_some(
+        self, some: Partial, missing: Mapping[str, int], progress: Progress
+    ) -> None:
+        files = _distinct(map(some.manifest.artifact, missing))
+        size = sum(missing[one.path] for one in files)
+        fetching = self._plan(some, files, size)
+        async with self.room(some, size):
+            await self._transfers.follow(fetching, partial(_run, fetching, some), progress)
 
     @asynccontextmanager
-    async def room(self, package: LocalPackage, size: int) -> AsyncIterator[None]:
+    async def room(self, package: LocalPackage | Partial, size: int) -> AsyncIterator[None]:
         """Around the writing of so many bytes. Raises ModelError where --max-disk forbids them."""
         if size:
             await self._check_disk(package, size)
@@ -256,40 +309,14 @@ class Artifacts:
         finally:
             self._reserved -= size
 
-    async def _fetch_into(
-        self, package: LocalPackage, missing: Sequence[Artifact], progress: Progress
-    ) -> None:
-        size = sum(one.artifact_bytes for one in missing)
-        fetching = self._fetching[package.ref.manifest] = self._plan(package, missing)
-        name, count = package.manifest.model_id, len(missing)
-        parts = "1 part" if count == 1 else f"{count} parts"
-        self._journal.info(
-            "artifacts_fetching", f"fetching {parts} of {name}, {size / 1e9:.2f} GB",
-            model=name, manifest=package.ref.manifest, parts=count, size_bytes=size,
-        )  # fmt: skip
-        try:
-            await self._with_reports(fetching, package, progress)
-        except MeshError as error:
-            self._journal.warning(
-                "artifacts_failed", f"the parts of {name} are not all here: {error}", model=name,
-                manifest=package.ref.manifest, reason=str(error),
-            )  # fmt: skip
-            raise
-        finally:
-            del self._fetching[package.ref.manifest]
-        seconds = trio.current_time() - fetching.started
-        self._journal.info(
-            "artifacts_fetched", f"fetched {parts} of {name} in {seconds:.1f} s",
-            model=name, manifest=package.ref.manifest, parts=count, size_bytes=size,
-            seconds=round(seconds, 3), from_peers=len(fetching.senders),
-        )  # fmt: skip
-        self._changed()
-
-    def _plan(self, package: LocalPackage, missing: Sequence[Artifact]) -> Fetching:
+    def _plan(
+        self, package: LocalPackage | Partial, files: Sequence[Artifact], total: int
+    ) -> Fetching:
         manifest, network = package.ref.manifest, self._network
         return Fetching(
             package,
-            missing,
+            files,
+            total=total,
             seek=lambda: self._candidates(manifest),
             is_announced=lambda peer: self._is_announced(manifest, peer),
             open_line=network.artifacts.open if network else _nobody,
@@ -297,20 +324,15 @@ class Artifacts:
             journal=self._journal,
         )
 
-    async def _with_reports(
-        self, fetching: Fetching, package: LocalPackage, progress: Progress
-    ) -> None:
-        with bare():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._report, fetching, progress)
-                await fetching.run()
-                left = package.missing(one.path for one in fetching.files)
-                if left and fetching.has_lies and not package.ref.hub:
-                    # Nothing vouches for a list of pieces; for the file, the manifest does.
-                    package.forget_pieces()
-                    await fetching.run_one_by_one()
-                await self._from_hub(fetching, package)
-                nursery.cancel_scope.cancel()
+    async def _fetch_whole(self, fetching: Fetching, package: LocalPackage) -> bool:
+        await fetching.run()
+        left = package.missing(one.path for one in fetching.files)
+        if left and fetching.has_lies and not package.ref.hub:
+            # Nothing vouches for a list of pieces; for the file, the manifest does.
+            package.forget_pieces()
+            await fetching.run_one_by_one()
+        await self._from_hub(fetching, package)
+        return True
 
     async def _from_hub(self, fetching: Fetching, package: LocalPackage) -> None:
         """What no peer has sent."""
@@ -330,22 +352,7 @@ class Artifacts:
             )
             await package.adopt(one.path, file)
 
-    async def _report(self, fetching: Fetching, progress: Progress) -> None:
-        name, said = fetching.package.manifest.model_id, trio.current_time()
-        while True:
-            progress(fetching.share)
-            await trio.sleep(LOOK)
-            if trio.current_time() - said < REPORT:
-                continue
-            said = trio.current_time()
-            self._journal.info(
-                "artifacts_progress",
-                f"{name}: {fetching.share:.0%} of {fetching.total / 1e9:.2f} GB, "
-                f"{fetching.rate / 1e6:.0f} MB/s",
-                model=name, progress=round(fetching.share, 3), rate=round(fetching.rate),
-            )  # fmt: skip
-
-    async def _check_disk(self, package: LocalPackage, size: int) -> None:
+    async def _check_disk(self, package: LocalPackage | Partial, size: int) -> None:
         limit = self._settings.disk_limit
         if limit is None:
             return
@@ -359,17 +366,16 @@ class Artifacts:
 
     def status(self) -> list[dict[str, Any]]:
         """What is being fetched now, as plain values."""
-        return [
-            {
-                "model": one.package.manifest.model_id,
-                "manifest": manifest,
-                "done_bytes": one.done,
-                "total_bytes": one.total,
-                "rate": round(one.rate),
-                "from": sorted(one.senders),
-            }
-            for manifest, one in self._fetching.items()
-        ]
+        return self._transfers.status()
+
+
+async def _run(fetching: Fetching, some: Partial) -> bool:
+    await fetching.run()
+    return not await some.missing()
+
+
+def _pieces(package: LocalPackage, path: str, ranges: Sequence[tuple[int, int]]) -> Collection[int]:
+    return pieces_of(package.manifest.artifact(path).artifact_bytes, ranges)
 
 
 def _distinct(files: Iterable[Artifact]) -> tuple[Artifact, ...]:

@@ -20,6 +20,7 @@ from p2p_mesh.groups import bare
 from p2p_mesh.journal import Journal
 from p2p_mesh.serve.package.incoming import Incoming
 from p2p_mesh.serve.package.local import LocalPackage
+from p2p_mesh.serve.package.partial import Partial, Some
 
 MAX_SOURCES = 6
 """Peers that are asked at a time."""
@@ -46,18 +47,22 @@ class Fetching:
 
     def __init__(
         self,
-        package: LocalPackage,
+        package: LocalPackage | Partial,
         files: Sequence[Artifact],
         *,
+        total: int | None = None,
         seek: Callable[[], Sequence[PeerId]],
         is_announced: Callable[[PeerId], bool],
         open_line: Open,
         rng: Random,
         journal: Journal,
     ) -> None:
-        """`seek`: who may serve it now, the likeliest first."""
+        """`total`: how many bytes are wanted of them; None: all. `seek`: who may serve it now, the
+        likeliest first.
+        """
         self.package = package
-        self.total = sum(file.artifact_bytes for file in files)
+        whole = sum(file.artifact_bytes for file in files)
+        self.total = whole if total is None else total
         self.done = 0
         self.came = 0
         """Bytes that came in this life; the others were here before."""
@@ -65,7 +70,7 @@ class Fetching:
         self.senders: dict[PeerId, int] = {}
         """Bytes that each has sent."""
         self._files = {file.sha256: file for file in files}
-        self._incoming: dict[Digest, Incoming] = {}
+        self._incoming: dict[Digest, Incoming | Some] = {}
         self._rng = rng
         self._schedule = Schedule((), rng)
         self._seek = seek

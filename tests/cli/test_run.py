@@ -109,6 +109,24 @@ def test_a_model_is_served_in_one_way(given: dict[str, Any]) -> None:
     _references(Settings(model=("a.gguf",), split=True, stages="plan.json"))
 
 
+@pytest.mark.parametrize("given", [{"split": True}, {"stages": "plan.json"}, {"flash": True}])
+def test_who_shares_experts_serves_in_no_other_way(given: dict[str, Any]) -> None:
+    settings = msgspec.structs.replace(Settings(model=("a.gguf",), shards=True), **given)
+    with pytest.raises(SettingsError, match=r"--shards and --\w+ are two ways to serve a model"):
+        _references(settings)
+    assert _references(Settings(model=("a.gguf",), shards=True)) == ("a.gguf",)
+    with pytest.raises(SettingsError, match="leave out --shards"):
+        _references(Settings(client=True, shards=True))
+
+
+def test_floor_of_the_routing_is_a_share() -> None:
+    words = ["--shards", "--min-mass", "0.9"]
+    found = load(run.command.make_context("run", words).params, {})
+    assert (found.shards, found.min_mass) == (True, 0.9)
+    with pytest.raises(SettingsError, match="min-mass"):
+        load(run.command.make_context("run", ["--min-mass", "1.1"]).params, {})
+
+
 def test_who_only_asks_reads_no_experts() -> None:
     with pytest.raises(SettingsError, match="leave out --flash"):
         _references(Settings(client=True, flash=True))

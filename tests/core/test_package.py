@@ -1,6 +1,7 @@
 """What a package holds, where each tensor belongs, and what its files' headers may say."""
 
 from dataclasses import replace as changed
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -27,6 +28,7 @@ from p2p_mesh.core.package import (
     layer_path,
     piece_count,
     piece_range,
+    pieces_of,
 )
 from p2p_mesh.errors import ModelError
 
@@ -185,3 +187,27 @@ def test_artifact_of_another_architecture_is_refused() -> None:
     with pytest.raises(ModelError, match="is of a 'mamba', and the package of a 'llama'"):
         check_whole(manifest(), strange)
     check_whole(manifest(), {**headers(), OUTPUT: header(architecture="")})
+
+
+def test_ranges_take_the_pieces_that_they_touch() -> None:
+    size = 3 * PIECE + 5
+    assert pieces_of(size, []) == frozenset()
+    assert pieces_of(size, [(0, 0), (size, 0)]) == frozenset()
+    assert pieces_of(size, [(0, 1)]) == {0}
+    assert pieces_of(size, [(PIECE - 1, 2), (size - 1, 1)]) == {0, 1, 3}
+    assert pieces_of(size, [(0, size)]) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("wrong", [(-1, 2), (0, -1), (0, 101), (100, 1), (2**60, 1)])
+def test_range_beyond_an_artifact_is_refused(wrong: tuple[int, int]) -> None:
+    with pytest.raises(ModelError, match="it has 100 bytes"):
+        pieces_of(100, [wrong])
+
+
+@given(st.integers(0, 5 * PIECE), st.integers(1, 4 * PIECE))
+def test_pieces_cover_the_range_and_no_piece_is_idle(offset: int, length: int) -> None:
+    size = 9 * PIECE
+    places = [piece_range(size, number) for number in sorted(pieces_of(size, [(offset, length)]))]
+    assert places[0][0] <= offset < places[0][0] + places[0][1]
+    assert places[-1][0] < offset + length <= sum(places[-1])
+    assert all(sum(before) == after[0] for before, after in pairwise(places))

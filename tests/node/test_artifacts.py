@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from p2p_mesh.core.inventory import Inventory, read
 from p2p_mesh.core.manifest import write_pieces
 from p2p_mesh.core.names import Digest
-from p2p_mesh.core.package import PIECES, PackageRef, Pieces
+from p2p_mesh.core.package import PIECE, PIECES, PackageRef, Pieces
 from p2p_mesh.core.records import ModelFile
 from p2p_mesh.errors import ModelError, Unavailable
 from p2p_mesh.journal import Entry, Journal
@@ -30,7 +30,7 @@ from p2p_mesh.serve.store import Digests
 from p2p_mesh.settings import Settings
 from p2p_mesh.testing.hub import serve_hub
 from p2p_mesh.testing.members import Mesh, Node, opened, until
-from p2p_mesh.testing.models import write_model
+from p2p_mesh.testing.models import Shape, write_model
 from p2p_mesh.testing.network import MemoryNetwork
 
 
@@ -449,14 +449,115 @@ async def test_hub_gives_what_no_peer_has(
             assert path.read_bytes() == (folder / layer).read_bytes()
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
+    """One whose layer has four pieces."""
+    shape = Shape(layers=1, width=128, feed=32_768)
+    return write_model(tmp_path_factory.mktemp("large") / "large.gguf", shape=shape)
+
+
+async def test_ranges_come_without_the_rest_of_their_file(tmp_path: Path, large: ModelFile) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(large)
+        ours = await other.artifacts.package(theirs.ref)
+        layer, output = theirs.manifest.layers[0], theirs.manifest.output
+        assert layer.artifact_bytes > 3 * PIECE
+        true = theirs.package.reader(layer.path)
+        shares: list[float] = []
+        wanted = {layer.path: [(9, 20), (3 * PIECE, 7)], output.path: [(0, 4)]}
+        read = await ours.fetch_ranges(wanted, shares.append)
+        assert read[layer.path](9, 20) == true(9, 20)
+        assert read[layer.path](3 * PIECE, 7) == true(3 * PIECE, 7)
+        assert read[output.path](0, 4) == b"GGUF"
+        with pytest.raises(ModelError, match="not here"):
+            read[layer.path](PIECE, 1)
+        assert shares[-1] == 1.0
+        assert await other.packages.usage() < layer.artifact_bytes
+        assert ours.package.missing([layer.path]) == (layer,)
+        assert ours.package.missing([output.path]) == ()
+        # Once more, nothing comes; and the whole later takes only what is missing.
+        before = other.events().count("artifacts_fetching")
+        await ours.fetch_ranges(wanted)
+        assert other.events().count("artifacts_fetching") == before
+        await ours.fetch([layer.path])
+        assert read[layer.path](PIECE, 9) == true(PIECE, 9)
+
+
+async def test_ranges_of_an_own_file_are_read_in_place(tmp_path: Path, large: ModelFile) -> None:
+    async with sites(tmp_path) as (one, _):
+        package = await one.artifacts.package(large)
+        taken = await one.packages.usage()
+        layer = package.manifest.layers[0].path
+        read = await package.fetch_ranges({layer: [(0, 4)]})
+        assert read[layer](0, 4) == b"GGUF"
+        assert await one.packages.usage() == taken
+        assert "artifacts_fetching" not in one.events()
+
+
+async def test_ranges_beyond_an_artifact_are_refused(tmp_path: Path, large: ModelFile) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(large)
+        ours = await other.artifacts.package(theirs.ref)
+        layer = ours.manifest.layers[0]
+        with pytest.raises(ModelError, match="it has"):
+            await ours.fetch_ranges({layer.path: [(layer.artifact_bytes, 1)]})
+
+
+async def test_ranges_count_for_the_disk_by_their_pieces(tmp_path: Path, large: ModelFile) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(large)
+        ours = await other.artifacts.package(theirs.ref)
+        layer, taken = ours.manifest.layers[0].path, await other.packages.usage()
+        other.artifacts._settings = Settings(max_disk=(taken + 2 * PIECE) / 1e9)
+        with pytest.raises(ModelError, match="raise --max-disk"):
+            await ours.fetch_ranges({layer: [(0, 2 * PIECE + 1)]})
+        assert await ours.fetch_ranges({layer: [(0, 2 * PIECE)]})
+
+
+async def test_ranges_of_a_package_without_a_list_of_pieces_come_with_the_rest(
+    tmp_path: Path, model: ModelFile
+) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        await other.packages.add(PackageRef(manifest=theirs.ref.manifest),
+                                 theirs.package.manifest_bytes)  # fmt: skip
+        ours = await other.artifacts.package(PackageRef(manifest=theirs.ref.manifest))
+        layer = ours.manifest.layers[0].path
+        assert (await ours.fetch_ranges({layer: [(0, 4)]}))[layer](0, 4) == b"GGUF"
+        assert not ours.package.missing([layer])
+
+
+async def test_ranges_that_only_demand_wants_need_a_word_of_the_user(
+    tmp_path: Path, model: ModelFile
+) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        ours = await other.artifacts.package(theirs.ref)
+        ours._on_demand = True
+        with pytest.raises(ModelError, match="fetch-allow"):
+            await ours.fetch_ranges({ours.manifest.layers[0].path: [(0, 4)]})
+
+
+async def test_ranges_that_no_peer_sends_are_not_to_be_had(
+    tmp_path: Path, model: ModelFile
+) -> None:
+    async with sites(tmp_path) as (one, other):
+        theirs = await one.artifacts.package(model)
+        ours = await other.artifacts.package(theirs.ref)
+        lying: Any = one.artifacts.library
+        lying.find = lambda sha: None
+        with pytest.raises(Unavailable, match="published nowhere"):
+            await ours.fetch_ranges({ours.manifest.layers[0].path: [(0, 4)]})
+
+
 async def test_long_fetch_is_told_of(
     tmp_path: Path, model: ModelFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with sites(tmp_path) as (one, other):
         theirs = await one.artifacts.package(model)
         ours = await other.artifacts.package(theirs.ref)
-        monkeypatch.setattr("p2p_mesh.node.artifacts.REPORT", 0.0)
-        monkeypatch.setattr("p2p_mesh.node.artifacts.LOOK", 0.01)
+        monkeypatch.setattr("p2p_mesh.node.transfers.REPORT", 0.0)
+        monkeypatch.setattr("p2p_mesh.node.transfers.LOOK", 0.01)
         find = one.artifacts.library.find
         go_on = trio.Event()
 

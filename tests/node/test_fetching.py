@@ -148,6 +148,7 @@ def fetching(
         open_line=lambda peer: peers[peer].line(),
         rng=Random(1),
         journal=Journal(*([] if entries is None else [entries.append])),
+        total=more.get("total"),
     )
 
 
@@ -355,3 +356,11 @@ async def test_what_the_hub_sends_is_counted(autojump_clock: Clock) -> None:
     count(0.5)
     count(1.0)
     assert (found.done, found.came) == (PIECE, PIECE)
+
+
+async def test_what_is_wanted_of_a_file_is_the_total(autojump_clock: Clock) -> None:
+    package = Package(3 * PIECE)
+    (parts,) = package.parts.values()
+    parts.have = {1: parts.data[PIECE : 2 * PIECE]}
+    found = fetching(package, {A: Peer(package)}, total=2 * PIECE)
+    assert found.total == 2 * PIECE

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from p2p_mesh.core.experts.assignment import MIN_MASS
 from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.records import ModelFile
 from p2p_mesh.core.stages import Stage, Topology
@@ -23,11 +24,12 @@ MODEL = ModelFile(
 def test_every_setting_reaches_the_load() -> None:
     found = load(MODEL, Settings(
         ctx=32, parallel=3, threads=1, max_memory=2.0, kv_type="q8_0", gpu_layers=0,
-        deterministic=True, speculation=False,
+        deterministic=True, speculation=False, shards=True, min_mass=0.5,
     ))  # fmt: skip
     assert (found.context, found.slots, found.threads) == (32, 3, 1)
     assert (found.memory_limit, found.kv_type, found.gpu_layers) == (2_000_000_000, "q8_0", 0)
     assert (found.deterministic, found.speculation) == (True, False)
+    assert (found.shards, found.min_mass) == (True, 0.5)
 
 
 def test_nothing_set_leaves_it_to_the_backend() -> None:
@@ -35,6 +37,7 @@ def test_nothing_set_leaves_it_to_the_backend() -> None:
     assert (found.context, found.slots, found.gpu_layers) == (None, None, None)
     assert (found.kv_type, found.deterministic, found.speculation) == ("f16", False, None)
     assert found.flash is False
+    assert (found.shards, found.min_mass) == (False, MIN_MASS)
     assert (found.draft, found.projector) == (None, None)
 
 

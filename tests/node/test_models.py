@@ -449,3 +449,21 @@ async def test_model_that_waits_for_other_nodes_is_left_to_others_where_nobody_n
         await trio.sleep(30)
         assert ("m" in models.hosted) is not is_planned
         assert models.held()[0].waiting is not is_planned
+
+
+async def test_node_that_takes_part_in_shards_announces_its_room(autojump_clock: object) -> None:
+    class Sharded(Echo):
+        def assess(self, load: Load, resources: Resources) -> Fit:
+            return Fit(context=64, slots=1, memory_bytes=50, choice="shards", room=40)
+
+    sharded, settings = Sharded(), Settings(shards=True)
+    sharded.failures = [Unavailable("nobody else takes part")]
+    async with running(shelf(sharded, standby=(M,), settings=settings)) as models:
+        assert models.held()[0].shards == 0
+        await models.load("m")
+        await trio.testing.wait_all_tasks_blocked()
+        assert (models.held()[0].shards, models.held()[0].waiting) == (40, True)
+        await trio.sleep(30)
+        assert (models.held()[0].shards, models.hosted[M.id].state) == (40, "ready")
+        await models.unload("m")
+        assert models.held()[0].shards == 0

@@ -152,3 +152,12 @@ async def test_server_elsewhere_is_no_device_of_this_node(tmp_path: Path) -> Non
         far._about = dataclasses.replace(far.description, device="http://secret.example")
         assert "secret" not in mine.measured().device
         nursery.cancel_scope.cancel()
+
+
+async def test_parts_are_served_of_what_a_node_is_to_have_a_shard_of(tmp_path: Path) -> None:
+    """Others may need them before any shard can be served."""
+    found = node(tmp_path)
+    found.models.add((MODEL,))
+    assert found._loaded() == []
+    found.hosted[MODEL.id].room = 5
+    assert found._loaded() == [MODEL]

@@ -342,3 +342,19 @@ async def test_memory_that_is_taken_while_a_way_is_chosen_is_not_promised_twice(
         nursery.start_soon(load)
         nursery.start_soon(load)
     assert chosen == ["flash", "stages"]
+
+
+async def test_what_is_leased_for_a_shard_is_what_it_may_take() -> None:
+    limits: list[int | None] = []
+
+    class Sharded(Fixed):
+        def open(self, load: Load, mesh: Mesh) -> Any:
+            limits.append(load.memory_limit)
+            return super().open(load, mesh)
+
+    backend = Sharded(Fit(8, 1, 60, choice="shards", room=40))
+    wanted = replace(LOAD, shards=True, memory_limit=90)
+    async with by_backend(wanted, [backend], Memory(RESOURCES), NoMesh()) as way:
+        assert (way.choice, way.room) == ("shards", 40)
+        async with way.open(lambda _: None):
+            assert limits == [60]

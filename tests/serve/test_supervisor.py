@@ -625,3 +625,49 @@ async def test_measures_are_those_of_now(monkeypatch: pytest.MonkeyPatch) -> Non
         about = dataclasses.replace(engine.describe(), measures=measures)
         monkeypatch.setattr(engine, "describe", lambda: about)
         assert hosted.measures == {"expert_hit_rate": 0.5}
+
+
+class Renewed(EchoEngine):
+    """One that ends so as to be opened anew."""
+
+    is_outdated = True
+
+
+class Sharded(Echo):
+    """Has room for some experts, and other parts of a model from time to time."""
+
+    def assess(self, load: Load, resources: Resources) -> Fit | Refusal:
+        return Fit(512, 2, 30, choice="shards", room=20)
+
+    @asynccontextmanager
+    async def open(self, load: Load, mesh: Mesh) -> AsyncIterator[EchoEngine]:
+        engine = Renewed(load, 0.0)
+        self.engines.append(engine)
+        yield engine
+
+
+async def test_engine_that_is_opened_anew_is_no_death(autojump_clock: MockClock) -> None:
+    backend = Sharded()
+    case = Case(backend, wanted=dataclasses.replace(LOAD, shards=True))
+    async with case.running():
+        began = trio.current_time()
+        for number in range(3 * supervisor.MAX_RELOADS):
+            backend.engines[number].die("3 nodes take part now")
+            await trio.testing.wait_all_tasks_blocked()
+            assert case.hosted.state == "ready"
+        assert trio.current_time() == began
+        assert await answer(case.hosted) == "one two three"
+    told = [one for one in case.said if one.event == "engine_renewed"]
+    assert len(told) == 3 * supervisor.MAX_RELOADS
+    assert told[0].message == "the engine of m is opened anew: 3 nodes take part now"
+    assert "engine_died" not in [one.event for one in case.said]
+
+
+async def test_room_for_experts_is_told_while_a_shard_is_served(autojump_clock: MockClock) -> None:
+    case = Case(Sharded(), wanted=dataclasses.replace(LOAD, shards=True))
+    assert case.hosted.room == 0
+    async with case.running():
+        assert case.hosted.room == 20
+    whole = Case(Echo())
+    async with whole.running():
+        assert whole.hosted.room == 0

@@ -8,18 +8,21 @@ import hashlib
 import os
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from p2p_mesh.core.package import Artifact, piece_count, piece_range
+from p2p_mesh.core.package import Artifact, piece_count, piece_range, pieces_of
 from p2p_mesh.errors import ModelError
 from p2p_mesh.serve.package.blob import Job, look_at, whole
 
 FOLDER = ".incoming"
 """Where artifacts are written aside, in the folder of their package."""
+
+PART = ".part"
+"""What the name of such a file ends with. It has holes where nothing came yet."""
 
 Bytes = bytes | bytearray | memoryview
 
@@ -33,10 +36,12 @@ class Incoming:
         self._hashes = hashes
         self._target = target
         aside = _aside(target, artifact, hashes or ())
-        self._data = aside.with_suffix(".part")
+        self._data = aside.with_suffix(PART)
         self._list = aside.with_suffix(".have")
         self._lock = threading.Lock()
         self._have = self._read()
+        self._sure: set[int] = set()
+        """Of them, those that were checked since this node started."""
         self.is_finished = False
 
     @property
@@ -49,6 +54,24 @@ class Incoming:
         """The numbers of the pieces that are still to come."""
         count = piece_count(self.artifact.artifact_bytes)
         return tuple(number for number in range(count) if number not in self._have)
+
+    async def check(self, pieces: Collection[int]) -> None:
+        """Reads again what an earlier start left of these pieces: one that is not what its hash
+        says is missing from now on. For who uses pieces before the whole is here.
+        """
+        await trio.to_thread.run_sync(self._check, pieces)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A range of the pieces that are here. Blocks; raises ModelError where one of them is not,
+        or the file cannot be read.
+        """
+        wanted = pieces_of(self.artifact.artifact_bytes, [(offset, length)])
+        if not (self.is_finished or wanted <= self._have):
+            raise ModelError(f"{length} bytes from {offset} of {self.artifact.path} are not here")
+        data = self._pread(offset, length)
+        if len(data) != length:
+            raise ModelError(f"{self._data} was cut off while it was in use")
+        return data
 
     async def put(self, piece: int, data: Bytes) -> bool:
         """Keeps a piece. False: it is not what it should be, and whoever sent it is at fault.
@@ -87,9 +110,30 @@ class Incoming:
                     with self._list.open("ab") as file:
                         file.write(struct.pack("<I", piece))
                     self._have.add(piece)
+                self._sure.add(piece)
         except OSError as error:
             raise ModelError(f"{self._data} cannot be written: {error.strerror}") from error
         return True
+
+    def _check(self, pieces: Collection[int]) -> None:
+        for piece in self._have & set(pieces) - self._sure:
+            try:
+                data = self._pread(*piece_range(self.artifact.artifact_bytes, piece))
+            except ModelError:
+                data = b""
+            with self._lock:
+                (self._sure.add if self._is_expected(piece, data) else self._have.discard)(piece)
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        for path in (self._data, self._target):  # it may get its name meanwhile
+            try:
+                with path.open("rb", buffering=0) as file:
+                    return os.pread(file.fileno(), length, offset)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+        raise ModelError(f"{self._data} is gone")
 
     def _is_expected(self, piece: int, data: Bytes) -> bool:
         return self._hashes is None or hashlib.sha256(data).hexdigest() == self._hashes[piece]
@@ -130,6 +174,7 @@ class Incoming:
     def _drop(self) -> None:
         with self._lock:
             self._have.clear()
+            self._sure.clear()
             self._data.unlink(missing_ok=True)
             self._list.unlink(missing_ok=True)
 

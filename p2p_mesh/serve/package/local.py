@@ -107,10 +107,13 @@ class LocalPackage:
         """A range of an artifact. Raises Unavailable where it is not here, RequestError for a range
         that it has not.
         """
-        blob = self.blob(path)
-        if blob is None:
+        return await trio.to_thread.run_sync(self.reader(path), offset, length)
+
+    def reader(self, path: str) -> Callable[[int, int], bytes]:
+        """What reads ranges of an artifact that is here. Raises Unavailable where it is not."""
+        if (blob := self.blob(path)) is None:
             raise Unavailable(f"{path} of {self.manifest.model_id} is not here")
-        return await trio.to_thread.run_sync(blob.read, offset, length)
+        return blob.read
 
     async def sources(self, paths: Iterable[str]) -> tuple[Path, ...]:
         """GGUF files of this machine that hold the tensors of these artifacts, each checked by its

@@ -20,6 +20,7 @@ from p2p_mesh.core.package import MANIFEST, PIECES
 from p2p_mesh.errors import ModelError
 from p2p_mesh.serve.package import folder as folders
 from p2p_mesh.serve.package.folder import INDEX, ORIGIN
+from p2p_mesh.serve.package.incoming import PART
 from p2p_mesh.serve.package.local import LocalPackage
 
 LOCK = ".lock"
@@ -141,6 +142,11 @@ def _linked(folder: Path) -> int:
     return sum(found.values())
 
 
+def _taken(found: os.stat_result) -> int:
+    """What a file takes that has holes where nothing was fetched."""
+    return min(found.st_size, found.st_blocks * 512)
+
+
 def _size(folder: Path) -> int:
     """Of the files in it: not of what links lead to, nor of our own small ones."""
     total = 0
@@ -148,5 +154,5 @@ def _size(folder: Path) -> int:
         for name in names:
             found = os.lstat(os.path.join(place, name))
             if stat.S_ISREG(found.st_mode) and name not in _OURS:
-                total += found.st_size
+                total += _taken(found) if name.endswith(PART) else found.st_size
     return total

@@ -87,3 +87,12 @@ def test_cache_that_cannot_be_written_holds_no_lock(packages: Packages, built: P
     packages.cache.parent.mkdir(parents=True, exist_ok=True)
     packages.cache.write_text("in the way")
     hold(packages._of_folder(built))
+
+
+def test_a_file_with_holes_counts_by_what_it_takes(packages: Packages) -> None:
+    folder = packages.cache / ("0" * 64) / ".incoming"
+    folder.mkdir(parents=True)
+    with (folder / "x.part").open("wb") as file:
+        file.seek(1 << 30)
+        file.write(bytes(4096))
+    assert 4096 <= usage(packages.cache) < 1 << 24
