@@ -15,6 +15,7 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from meshnode_flash_moe.shadow import Region
 
@@ -35,6 +36,10 @@ _libc.mremap.argtypes = [
     ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p,
 ]  # fmt: skip
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+_MAPPINGS = Path("/proc/self/maps")
+_LOOK_AGAIN = 4096
+"""Moves that are left out where there are too many mappings."""
 
 Pages = tuple[int, int]
 """Addresses, from and to, of whole pages."""
@@ -59,6 +64,8 @@ class Arena:
         self._regions = list(regions)
         self._spare: deque[Pages] = deque()
         """Pages that hold nothing any more, to be moved."""
+        self._moves = 0
+        """Before the mappings are counted again; below zero: pages are given back until then."""
         for one in regions:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _FIXED | _NO_RESERVE
             _check(_libc.mmap(one.address, one.size, _READ_WRITE, flags, -1, 0), one.address)
@@ -103,16 +110,31 @@ class Arena:
             _drop(start, end)
 
     def _move(self, spare: Pages, start: int, end: int) -> int:
-        """Moves spare pages, returns where the next ones go. Where the system refuses (it allows so
-        many mappings, and no more), they are given back.
+        """Moves spare pages, returns where the next ones go. They are given back where the system
+        refuses, or where so many pieces were made that there would be none left for other memory.
         """
         size = min(spare[1] - spare[0], end - start)
         flags = _MAY_MOVE | _FIXED_TARGET | _KEEP_SOURCE
-        if _libc.mremap(spare[0], size, size, flags, start) != start:
+        if not self._may_move() or _libc.mremap(spare[0], size, size, flags, start) != start:
             _drop(*spare)
         elif spare[0] + size < spare[1]:
             self._spare.appendleft((spare[0] + size, spare[1]))
         return start + size
+
+    def _may_move(self) -> bool:
+        """A move makes two mappings more, at most; how many there are is looked up seldom."""
+        if self._moves == 0:
+            left = _most_mappings() // 2 - len(_MAPPINGS.read_bytes().splitlines())
+            self._moves = left // 2 if left > 1 else -_LOOK_AGAIN
+        self._moves += 1 if self._moves < 0 else -1
+        return self._moves >= 0
+
+
+def _most_mappings() -> int:
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        return 65_530  # Linux's own default
 
 
 def _drop(start: int, end: int) -> None:

@@ -20,10 +20,15 @@ from p2p_mesh.core.records import ModelFile, Resources
 from p2p_mesh.serve.backend import Load
 
 RESERVE = 8
-"""Where its user set no limit, one part in so many of the free memory stays free: experts are
-nothing that the system could take back.
+"""Where its user set no limit, or one above what is free, one part in so many of that stays free:
+experts are nothing that the system could take back.
 """
 _QUARTER = 4
+_MARGIN = 32 << 20
+_PAGE, _ENTRY = 4096, 8
+"""Bytes, and those of its entry in a table of pages."""
+_SLICES = 3
+"""Of an expert: gate, up and down, each of which begins and ends within a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +55,21 @@ def available(load: Load, resources: Resources) -> int:
 
 
 def beside(load: Load, context: int, slots: int) -> int:
-    """Bytes of all but the routed experts: trunk, KV cache, buffers, process."""
-    trunk = structs.replace(load.model, size_bytes=trunk_bytes(load.model))
-    return meshnode_llama_cpp.memory.need(replace(load, model=trunk), context, slots)
+    """Bytes of all but the routed experts: trunk, KV cache, buffers, process, and the pages that
+    experts share.
+    """
+    model = load.model
+    trunk = structs.replace(model, size_bytes=trunk_bytes(model))
+    shared = _PAGE * _SLICES * model.experts * model.expert_layers
+    kept = meshnode_llama_cpp.memory.need(replace(load, model=trunk), context, slots)
+    return kept + shared + margin(model.expert_bytes)
+
+
+def margin(expert_bytes: int) -> int:
+    """Bytes that are left free: requests, what allocators keep, and the tables of all pages that
+    were ever used.
+    """
+    return _MARGIN + expert_bytes // (_PAGE // _ENTRY)
 
 
 def least_experts(model: ModelFile) -> int:

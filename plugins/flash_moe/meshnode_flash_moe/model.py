@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from meshnode_flash_moe.arena import Arena, outer
 from meshnode_flash_moe.reader import Part, Reader, measure
 from meshnode_flash_moe.resident import Experts, Slices
 from meshnode_flash_moe.tap import Tap
+from p2p_mesh.core import package
 from p2p_mesh.core.experts.layout import Layout, layout
 from p2p_mesh.core.gguf import Header
 from p2p_mesh.errors import ModelError
@@ -33,7 +36,7 @@ class FlashModel(Model):
         super().__init__(str(paths[0]), name=name, progress=lambda _: None)
         try:
             self.arena = Arena(self._regions)
-            self.rate, self.reader = self._reader()
+            self.reader = self._reader()
             for share in self._read_trunk():
                 progress(share)
         except (OSError, LookupError) as error:
@@ -61,11 +64,12 @@ class FlashModel(Model):
         handle, self._regions = shadow.load(self._paths, self._headers, params, open_file)
         return handle
 
-    def _reader(self) -> tuple[float, Reader]:
+    def _reader(self) -> Reader:
         """As the disk is fastest, for parts as large as an expert's."""
         size = max(one.size for layer in self.layout.layers for one in layer.weights)
-        depth, direct, rate = measure(self._paths[0], size=size)
-        return rate, Reader(self._paths, depth=depth, direct=direct)
+        largest = max(self._paths, key=lambda path: path.stat().st_size)
+        depth, _ = measure(largest, size=size)
+        return Reader(self._paths, depth=depth)
 
     def _read_trunk(self) -> Iterator[float]:
         parts = list(self._trunk())
@@ -79,9 +83,12 @@ class FlashModel(Model):
     def _trunk(self) -> Iterator[Part]:
         """All that is no expert's weight, in whole pages."""
         experts = {one.name for layer in self.layout.layers for one in layer.weights}
+        layers = run_layers(self._headers[0])
         for number, header in enumerate(self._headers):
             for one in header.tensors:
-                if one.name not in experts and one.size:
+                home = package.home(one.name)
+                is_run = not isinstance(home, int) or home < layers
+                if is_run and one.name not in experts and one.size:
                     address = self.arena.address(number, one.offset)
                     pages = outer(address, address + one.size)
                     offset = one.offset - (address - pages[0])
@@ -107,9 +114,11 @@ class FlashContext(Context):
         super().__init__(model, plan)
 
     def decode(self) -> None:
+        begun = time.perf_counter()
         super().decode()
         self._tap.end()
         self.experts.spent.rows += self.rows.batch.n_tokens
+        self.experts.spent.all += time.perf_counter() - begun
 
     def fill(self) -> Iterator[float]:
         """Reads all experts, which stay from then on; tells the share that is there."""
@@ -126,9 +135,17 @@ class FlashContext(Context):
 
 
 def _layout(headers: Sequence[Header], name: str) -> Layout:
-    """Of all files together. The keys that count are in the first."""
+    """Of all files together, and of the layers that are run. The keys that count are in the first
+    file.
+    """
     tensors = tuple(one for header in headers for one in header.tensors)
     found = layout(Header(headers[0].metadata, tensors))
     if found is None:
         raise ModelError(f"{name} is no mixture of experts: it has nothing to read as it is wanted")
-    return found
+    layers = run_layers(headers[0])
+    return replace(found, layers=tuple(one for one in found.layers if one.number < layers))
+
+
+def run_layers(header: Header) -> int:
+    """Those that llama.cpp loads: the last ones of some models only guess ahead."""
+    return header.number("block_count") - header.number("nextn_predict_layers")

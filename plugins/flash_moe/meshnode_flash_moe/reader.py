@@ -51,11 +51,14 @@ class Reader:
         self._about = [_about(file) for file, _ in self._files]
         self._sizes = [os.fstat(file).st_size for file, _ in self._files]
         self._jobs: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self._waited = 0
         self._patience, self._looked = patience, time.perf_counter()
         self.read = 0
-        """Bytes that were asked for so far."""
+        """Bytes that were asked for so far,"""
+        self.busy = 0.0
+        """and seconds in which some of them were read."""
+        self._lock, self._active, self._begun = threading.Lock(), 0, 0.0
         before = threading.stack_size(_STACK)
         for _ in range(depth):
             threading.Thread(target=self._work, daemon=True).start()
@@ -96,12 +99,25 @@ class Reader:
 
     def _work(self) -> None:
         while (part := self._jobs.get()) is not None:
+            error: Exception | None = None
+            self._count(1)
             try:
                 self._read(part)
-            except OSError as error:
-                self._done.put(error)
-            else:
-                self._done.put(None)
+            except OSError as found:
+                error = OSError(f"{self._paths[part.file]} cannot be read: {found}")
+            except Exception as found:  # noqa: BLE001  `wait` raises it: nobody hears a thread
+                error = found
+            self._count(-1)
+            self._done.put(error)
+
+    def _count(self, more: int) -> None:
+        """One read more, or fewer, is under way."""
+        with self._lock:
+            now = time.perf_counter()
+            if self._active:
+                self.busy += now - self._begun
+            self._begun = now
+            self._active += more
 
     def _read(self, part: Part) -> None:
         file, is_direct = self._files[part.file]
@@ -110,7 +126,7 @@ class Reader:
         while at < wanted:
             count = os.preadv(file, [part.target[at:]], part.offset + at)
             if not count:
-                raise OSError(f"{self._paths[part.file]} has become shorter while it was in use")
+                raise OSError("it has become shorter while it was in use")
             at += count
         if not is_direct:
             os.posix_fadvise(file, part.offset, wanted, os.POSIX_FADV_DONTNEED)
@@ -122,16 +138,13 @@ class Reader:
                 raise OSError(f"{path} was changed while it was in use")
 
 
-def measure(path: Path, *, size: int, seconds: float = 0.4) -> tuple[int, bool, float]:
-    """The depth that reads parts of so many bytes from random places fastest, whether directly, and
-    how many bytes a second it gave. Raises OSError.
+def measure(path: Path, *, size: int, seconds: float = 0.4) -> tuple[int, float]:
+    """The depth that reads parts of so many bytes from random places fastest, and how many bytes a
+    second it gave. Raises OSError.
     """
-    _, is_direct = probe = _open(path, direct=True)
-    os.close(probe[0])
     share = seconds / len(DEPTHS)
-    rates = [(_rate(path, depth, size, share), depth) for depth in DEPTHS]
-    rate, depth = max(rates)
-    return depth, is_direct, rate
+    rate, depth = max((_rate(path, depth, size, share), depth) for depth in DEPTHS)
+    return depth, rate
 
 
 def _rate(path: Path, depth: int, size: int, seconds: float) -> float:
@@ -140,7 +153,8 @@ def _rate(path: Path, depth: int, size: int, seconds: float) -> float:
     reader = Reader([path], depth=depth)
     room = -(-size // PAGE) * PAGE
     memory = memoryview(mmap.mmap(-1, room * depth))  # it begins with a page
-    most = max(1, (path.stat().st_size - room) // PAGE)
+    length = path.stat().st_size
+    most = max(1, (length - room) // PAGE)
     try:
         begun = time.perf_counter()
         while (took := time.perf_counter() - begun) < seconds or not reader.read:
@@ -148,7 +162,7 @@ def _rate(path: Path, depth: int, size: int, seconds: float) -> float:
             for number, place in enumerate(places):
                 reader.post(Part(0, place, memory[room * number : room * (number + 1)]))
             reader.wait()
-        return reader.read / took
+        return reader.read * min(1.0, length / room) / took
     finally:
         reader.close()
 

@@ -85,7 +85,7 @@ class Residency:
         before = layer - 1
         kept = self._far[before].copy()
         self._far[before] = _GONE
-        sure = self._calls[layer] <= 1 / SURE
+        sure = self._again(layer, rows) <= 1 / SURE
         missing = np.flatnonzero(sure & ~self._here[layer])
         held = int(self._here[before].sum()) * self._sizes[before]
         held += int((sure & self._here[layer]).sum()) * self._sizes[layer]
@@ -100,8 +100,13 @@ class Residency:
         seen *= kept
         seen += counts
         self._weight[layer] = self._weight[layer] * kept + rows
-        share = (seen / self._weight[layer]).clip(_SELDOM, 1 - _SELDOM)
-        self._calls[layer] = 1 / share if rows <= 1 else 1 / (1 - (1 - share) ** rows)
+        self._calls[layer] = self._again(layer, rows)
+
+    def _again(self, layer: int, rows: int) -> NDArray[np.float64]:
+        """After how many calls of so many rows each expert is wanted again, on average."""
+        share: NDArray[np.float64] = self._seen[layer] / self._weight[layer]
+        np.clip(share, _SELDOM, 1 - _SELDOM, out=share)
+        return 1 / share if rows <= 1 else 1 / (1 - (1 - share) ** rows)
 
     def _bring(self, layer: int, wanted: NDArray[np.bool_], rows: int) -> Change:
         here, size = self._here[layer], self._sizes[layer]

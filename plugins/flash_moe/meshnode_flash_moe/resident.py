@@ -39,6 +39,10 @@ class Spent:
     seconds: float = 0.0
     """In which there was nothing to do but wait."""
     rows: int = 0
+    all: float = 0.0
+    """Seconds in which something was computed, or waited for."""
+    reading: float = 0.0
+    """Of them and of others, those in which the disk was read."""
 
     def copy(self) -> Spent:
         return replace(self)
@@ -75,8 +79,12 @@ class Experts:
         Raises OSError, and ValueError for what has no room.
         """
         rows = len(ids)
+        if not rows:
+            return
         counts = np.bincount(ids.ravel(), minlength=self._count)
         change = self.residency.want(place, counts, rows)
+        if change.leave:  # what was read ahead may be among it, and must not move while it comes
+            self._wait()
         self._bring(change)
         chosen = int(np.count_nonzero(counts))
         self.spent.chosen += chosen
@@ -107,6 +115,7 @@ class Experts:
         begun = time.perf_counter()
         self._reader.wait()
         self.spent.seconds += time.perf_counter() - begun
+        self.spent.reading = self._reader.busy
 
     def _stand(self, place: int, expert: int) -> Sequence[tuple[Pages, Part]]:
         """Of each slice of an expert, the pages that are all its own, and what is read."""

@@ -16,11 +16,9 @@ from meshnode_llama_cpp.scheduler import Limits
 from meshnode_llama_cpp.served import Progress, Writer
 
 from meshnode_flash_moe import footprint, told
+from meshnode_flash_moe.memory import margin
 from meshnode_flash_moe.model import FlashContext, FlashModel
 from p2p_mesh.errors import ModelError
-
-MARGIN = 32 << 20
-"""Bytes that are left free: tables of pages, requests, and what allocators keep."""
 
 _SPLIT = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
 _TRUNK = 0.1
@@ -37,32 +35,36 @@ class FlashWriter(Writer):
         self._flash = FlashModel(
             paths, name=command.open.name, progress=lambda share: progress(share * _TRUNK)
         )
+        before = footprint.measure()
         super().__init__(self._flash, command.open, 0, rows=self._rows(), make=self._make)
-        self._take_room(progress)
+        # Buffers are there, and mostly untouched; the weights of a draft are pages of its file.
+        grown = footprint.measure().allocated - before.allocated
+        self._take_room(before.resident + grown + _size(command.open.draft), progress)
         self._before, self._since = self._experts.spent.copy(), time.perf_counter()
 
     def tell(self) -> told.Told | None:
         """What the disk has cost since that was told last; None where it is too early."""
         now, spent, before = time.perf_counter(), self._experts.spent, self._before
-        seconds, rows = now - self._since, spent.rows - before.rows
-        if seconds < told.EVERY or not rows:
+        rows = spent.rows - before.rows
+        if now - self._since < told.EVERY or not rows:
             return None
         self._since, self._before = now, spent.copy()
         waited, read = spent.seconds - before.seconds, spent.bytes - before.bytes
         return told.Told(
             hit_rate=_share(spent.found - before.found, spent.chosen - before.chosen, 1.0),
             disk_bytes_per_token=read / rows,
-            disk_bandwidth=_share(read, waited, 0.0),
-            disk_wait=min(1.0, waited / seconds),
+            disk_bandwidth=_share(read, spent.reading - before.reading, 0.0),
+            disk_wait=min(1.0, _share(waited, spent.all - before.all, 0.0)),
             expert_bytes_cached=self._experts.residency.taken,
             expert_bytes=self._experts.total,
             tokens=spent.rows,
         )
 
-    def rest(self) -> None:
-        """Nothing is computed: that time does not count."""
-        now = time.perf_counter()
-        self._since = max(self._since, now - told.EVERY)
+    def numerics(self, device: str) -> str:
+        """Weights are computed with as they stand in the file, which llama.cpp otherwise lays out
+        anew where that is faster: for some types the last bits are others.
+        """
+        return f"{super().numerics(device)} flash"
 
     def _rows(self) -> int:
         """Of a call: all experts that its rows may go through must have room."""
@@ -81,19 +83,16 @@ class FlashWriter(Writer):
         return min(room // layout.used, Limits().rows)
 
     def _make(self, plan: Plan) -> FlashContext:
-        before = footprint.measure()
         self._context = FlashContext(self._flash, plan, room=self._open.experts)
         self._experts = self._context.experts
-        after = footprint.measure()
-        self._taken = before.resident + after.allocated - before.allocated - after.resident
         return self._context
 
-    def _take_room(self, progress: Progress) -> None:
+    def _take_room(self, beside: int, progress: Progress) -> None:
         """All that is left. Where there is room for all experts they come now, as the weights of
         a model that is loaded whole.
         """
-        taken = self._taken + footprint.measure().resident + self._experts.edges + MARGIN
-        if self._flash.is_recurrent or self._flash.window:
+        taken = beside + self._experts.edges + margin(self._experts.total)
+        if self._flash.is_recurrent or (self._flash.window and not self._open.open.deterministic):
             taken += SNAPSHOTS
         room = self._open.memory - taken
         if room < self._least:
@@ -115,6 +114,10 @@ def files(path: Path) -> list[Path]:
         return [path]
     stem, count = match[1], int(match[2])
     return [path.with_name(f"{stem}-{one:05}-of-{count:05}.gguf") for one in range(1, count + 1)]
+
+
+def _size(path: str | None) -> int:
+    return Path(path).stat().st_size if path is not None else 0
 
 
 def _share(part: float, whole: float, otherwise: float) -> float:

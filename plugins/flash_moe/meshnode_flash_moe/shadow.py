@@ -4,8 +4,8 @@ llama.cpp maps a file with MAP_POPULATE, which reads all of it at once: more tha
 where a model is larger. So it is given a shadow, a file in memory that has the header and the size
 of the real one, and no blocks. When llama.cpp says that it begins with the weights, the shadow
 is cut off behind its header: there is nothing left to populate, and the mapping stands where it
-was. What llama.cpp takes for the weights is from then on ours to fill (arena.py). The order of its
-words is not promised; where they do not come, nothing is wrong but that zeros are populated.
+was. What llama.cpp takes for the weights is from then on ours to fill (arena.py). Its words are not
+promised: where they do not come, the model is refused, since all of it was populated with zeros.
 """
 
 from __future__ import annotations
@@ -67,12 +67,15 @@ def load(
         shadows = [_shadow(path, header, stack) for path, header in zip(paths, found, strict=True)]
         for shadow in shadows:
             Path(folder, shadow.name).symlink_to(f"/proc/self/fd/{shadow.descriptor}")
-        hook = L.llama_log_callback(_cutter(shadows))
+        cutter = _Cutter(shadows)
+        hook = L.llama_log_callback(cutter.hear)
         L.llama_log_set(hook, None)
         try:
             handle = open_file(str(Path(folder, shadows[0].name)).encode())
         finally:
             L.llama_log_set(log, None)
+        if handle and not cutter.has_cut:
+            raise ModelError("this version of llama.cpp does not say when it begins with weights")
         return handle, list(_regions(shadows))
 
 
@@ -98,14 +101,19 @@ def _shadow(path: Path, header: Header, stack: ExitStack) -> Shadow:
     return Shadow(path.name, descriptor, start, os.fstat(descriptor).st_ino)
 
 
-def _cutter(shadows: Sequence[Shadow]) -> Callable[[int, bytes, Any], None]:
-    def hear(level: int, text: bytes, data: Any) -> None:
+class _Cutter:
+    """Hears llama.cpp's log, and cuts the shadows off in time."""
+
+    def __init__(self, shadows: Sequence[Shadow]) -> None:
+        self._shadows = shadows
+        self.has_cut = False
+
+    def hear(self, level: int, text: bytes, data: Any) -> None:
         if _BEGINS in text:
-            for shadow in shadows:
+            self.has_cut = True
+            for shadow in self._shadows:
                 os.ftruncate(shadow.descriptor, shadow.header_size)
         log(level, text, data)
-
-    return hear
 
 
 def _regions(shadows: Sequence[Shadow]) -> Iterator[Region]:

@@ -88,13 +88,15 @@ class Tap:
         layer = self._layer(self._tensors.name(tensor))
         try:
             self._need(self._places[layer], self._ids(tensor, self._used[layer]))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  it is raised by `end`: none can pass llama.cpp
             self._failure = error
         self._heard.add(layer)
         return self._failure is None
 
     def _ids(self, tensor: int, used: int) -> NDArray[np.int32]:
         size = int(self._tensors.size(tensor))
+        if not size:  # behind the last layer that all rows need, those go on that are answered
+            return np.empty((0, used), np.int32)
         ids: NDArray[np.int32] = np.empty(size // WORD, np.int32)
         self._tensors.read(tensor, ids.ctypes.data, 0, size)
         if self._is_dense(tensor):

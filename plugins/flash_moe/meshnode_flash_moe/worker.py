@@ -56,9 +56,7 @@ def serve(served: FlashWriter, worker: Worker, connection: socket.socket, inbox:
     """For ever: the process ends with the connection."""
     while True:
         worker.turn()
-        if served.idle:
-            served.rest()
-        elif (news := served.tell()) is not None:
+        if (news := served.tell()) is not None:
             connection.sendall(encode(news))
 
 

@@ -99,6 +99,26 @@ def test_a_place_that_was_left_can_be_filled_again(arena: Arena) -> None:
     assert resident(pages(arena, 0, 64)) == 4
 
 
+def test_pages_are_given_back_where_mappings_would_run_out(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshnode_flash_moe.arena._most_mappings", lambda: 4)
+    fill(pages(arena, 0, 4), 1)
+    arena.empty([pages(arena, 0, 4)])
+    arena.make(pages(arena, 20, 4))
+    assert resident(pages(arena, 0, 64)) == 0
+    fill(pages(arena, 20, 4), 1)
+    assert resident(pages(arena, 0, 64)) == 4
+
+
+def test_what_stands_there_can_be_seen(arena: Arena) -> None:
+    view = arena.view(pages(arena, 3, 1))
+    view[:2] = b"ab"
+    assert bytes(arena.view(pages(arena, 3, 1))[:3]) == b"ab\0"
+    with pytest.raises(LookupError, match="nothing of a file stands at"):
+        arena.view((PAGE, 2 * PAGE))
+
+
 def test_an_empty_span_is_nothing(arena: Arena) -> None:
     arena.empty([(PAGE, PAGE)])
     arena.make((PAGE, PAGE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from meshnode_flash_moe.memory import available, beside, least, least_experts, share
+from meshnode_flash_moe.memory import available, beside, least, least_experts, margin, share
 from msgspec.structs import replace
 
 from p2p_mesh.core.records import Resources
@@ -21,10 +21,13 @@ def test_without_a_limit_some_memory_stays_free() -> None:
     assert available(Load(MODEL, memory_limit=9 * GB), machine) == 7 * GB
 
 
-def test_experts_are_no_part_of_what_must_be_there() -> None:
+def test_experts_cost_what_keeps_their_pages_and_no_more() -> None:
     larger = replace(MODEL, size_bytes=30 * GB, expert_bytes=28 * GB)
-    assert beside(Load(MODEL), 512, 1) == beside(Load(larger), 512, 1)
-    assert 2 * GB < beside(Load(MODEL), 512, 1) < 2.5 * GB
+    more = beside(Load(larger), 512, 1) - beside(Load(MODEL), 512, 1)
+    assert more == margin(28 * GB) - margin(16 * GB) == 12 * GB // 512
+    finer = replace(MODEL, experts=128)
+    shared = beside(Load(finer), 512, 1) - beside(Load(MODEL), 512, 1)
+    assert shared == 64 * MODEL.expert_layers * 3 * 4096
 
 
 def test_with_room_for_all_experts_there_is_no_more_to_take() -> None:
@@ -37,17 +40,17 @@ def test_with_room_for_all_experts_there_is_no_more_to_take() -> None:
 def test_slots_and_context_leave_experts_their_room() -> None:
     sizes = [
         (room.context, room.slots)
-        for memory in (16 * GB, 8 * GB, 5 * GB, 34 * GB // 10)
+        for memory in (16 * GB, 8 * GB, 5 * GB, 35 * GB // 10)
         if (room := share(Load(MODEL), memory, LONGEST))
     ]
     assert sizes == [(8192, 4), (8192, 1), (4096, 1), (512, 1)]
 
 
 def test_what_was_asked_for_is_kept() -> None:
-    room = share(Load(MODEL, context=8192, slots=2), 5 * GB, LONGEST)
+    room = share(Load(MODEL, context=8192, slots=2), 51 * GB // 10, LONGEST)
     assert room is not None
     assert (room.context, room.slots) == (8192, 2)
-    assert room.experts == 5 * GB - beside(Load(MODEL), 8192, 2)
+    assert room.experts == 51 * GB // 10 - beside(Load(MODEL), 8192, 2)
 
 
 def test_the_least_is_a_layer_and_a_token() -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from meshnode_flash_moe.model import FlashContext, FlashModel
+from meshnode_flash_moe.model import FlashContext, FlashModel, run_layers
 from meshnode_llama_cpp.context import Context, Plan
 from meshnode_llama_cpp.model import Model
 from numpy.typing import NDArray
 
+from p2p_mesh.core.gguf import Header
 from p2p_mesh.errors import ModelError
 from p2p_mesh.testing.models import write_model
 
@@ -31,6 +32,20 @@ def write(context: Context, rows: int) -> NDArray[np.float32]:
     return np.stack(found)
 
 
+def read(context: Context, rows: int) -> NDArray[np.float32]:
+    """The logits behind a long prompt, of which no call but the last has answers."""
+    prompt = [1, *(5 + 7 * number % 400 for number in range(100))]
+    for start in range(0, len(prompt), rows):
+        part = prompt[start : start + rows]
+        is_last = start + rows >= len(prompt)
+        context.rows.clear()
+        row = context.rows.add(0, start, part, outputs=int(is_last))
+        context.decode()
+    found = context.logits(row).copy()
+    context.clear()
+    return found
+
+
 @pytest.mark.parametrize("kind", ["mixture", "grouped"])
 def test_the_answer_is_that_of_the_whole_model(kind: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(kind)
@@ -47,6 +62,19 @@ def test_the_answer_is_that_of_the_whole_model(kind: str, request: pytest.Fixtur
     assert list(context.fill())[-1] == 1.0
     assert np.array_equal(write(context, 16), write(whole, 16))
     assert context.experts.spent.rows > len(TOKENS)
+
+
+@pytest.mark.parametrize("kind", ["mixture", "grouped"])
+def test_a_prompt_of_several_calls_is_that_of_the_whole_model(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Most of its calls answer no row, and read ahead for the next layer."""
+    path: Path = request.getfixturevalue(kind)
+    whole = Context(Model(str(path), name="m", progress=lambda _: None), PLAN)
+    model = FlashModel([path], name="m", progress=lambda _: None)
+    context = FlashContext(model, PLAN, room=20 * model.layout.layers[0].size)
+    for rows in (3, 8, 16):
+        assert np.array_equal(read(context, rows), read(whole, rows))
 
 
 def test_a_model_in_several_files_is_one_model(mixture: Path, tmp_path: Path) -> None:
@@ -87,3 +115,9 @@ def split(path: Path, folder: Path) -> list[Path]:
         writer.close()
         found.append(target)
     return found
+
+
+def test_layers_that_only_guess_ahead_are_left_out() -> None:
+    said = {"general.architecture": "glm4moe", "glm4moe.block_count": 47}
+    assert run_layers(Header(said, ())) == 47
+    assert run_layers(Header({**said, "glm4moe.nextn_predict_layers": 1}, ())) == 46

@@ -84,6 +84,39 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_disk_is_measured(path: Path) -> None:
-    depth, _, rate = measure(path, size=PIECE, seconds=0.01)
+    depth, rate = measure(path, size=PIECE, seconds=0.01)
     assert depth in (4, 8, 16)
     assert rate > 1e6
+
+
+def test_a_disk_that_fails_says_of_which_file(path: Path, memory: memoryview) -> None:
+    reader = Reader([path], depth=1)
+    reader.post(Part(0, 1, memory[:PAGE]))  # no page of the file: direct reads refuse it
+    with pytest.raises(OSError, match=r"file cannot be read: .*Invalid argument"):
+        reader.wait()
+    reader.close()
+
+
+def test_whatever_goes_wrong_in_a_thread_is_heard(path: Path, memory: memoryview) -> None:
+    reader = Reader([path], depth=1)
+    reader.post(Part(3, 0, memory[:PAGE]))
+    with pytest.raises(IndexError):
+        reader.wait()
+    reader.close()
+
+
+def test_time_is_counted_in_which_the_disk_is_read(path: Path, memory: memoryview) -> None:
+    reader = Reader([path], depth=2)
+    reader.post(Part(0, 0, memory[: 2 * PIECE]))
+    reader.wait()
+    first = reader.busy
+    assert first > 0
+    reader.wait()
+    assert reader.busy == first
+    reader.close()
+
+
+def test_a_small_file_is_not_taken_for_a_fast_one(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"x" * 100)
+    _, rate = measure(tmp_path / "small", size=PIECE, seconds=0.01)
+    assert rate < 1e8

@@ -108,6 +108,13 @@ def test_nothing_comes_ahead_where_nothing_is_sure() -> None:
     assert not residency.ahead(1, 2).come
 
 
+def test_a_short_call_reads_nothing_ahead_that_only_long_ones_want() -> None:
+    residency, every = Residency([1] * 2, 64, 2, 96), np.ones(64, np.intp)
+    for number in range(8):
+        residency.want(number % 2, every, 32)
+    assert not residency.ahead(0, 2).come
+
+
 def test_what_has_no_room_together_is_refused() -> None:
     with pytest.raises(ValueError, match="8 experts of a layer are wanted; 4 have room"):
         Residency([1], 8, 2, 4).want(0, np.ones(8, np.intp), 4)

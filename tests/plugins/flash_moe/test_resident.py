@@ -86,6 +86,25 @@ def test_a_long_prompt_is_right_too(place: Place) -> None:
         assert all(place.is_right(number % 2, int(one)) for one in np.unique(ids))
 
 
+def test_a_call_of_no_rows_needs_nothing(place: Place) -> None:
+    place.experts.need(0, np.empty((0, 2), np.int32))
+    assert place.experts.spent.chosen == place.reader.read == 0
+
+
+def test_what_is_read_ahead_does_not_move_while_it_comes(place: Place) -> None:
+    """Each expert that is here is right, whatever was read ahead and left again."""
+    rng = np.random.default_rng(2)
+    for number in range(120):
+        count = int(rng.integers(1, 4))
+        ids = np.stack([rng.choice(4, 2, replace=False) for _ in range(count)]).astype(np.int32)
+        place.experts.need(number % 2, ids)
+    place.reader.wait()
+    residency = place.experts.residency
+    here = [(a, b) for a in (0, 1) for b in range(8) if residency.is_here(a, b)]
+    assert here
+    assert all(place.is_right(*one) for one in here)
+
+
 def test_all_can_be_read_where_there_is_room(tmp_path: Path) -> None:
     place = Place(tmp_path / "file", room=8 * 23_000)
     assert list(place.experts.fill()) == [0.5, 1.0]

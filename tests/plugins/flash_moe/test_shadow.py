@@ -31,6 +31,14 @@ def test_a_model_is_loaded_and_nothing_of_it_is_read(mixture: Path) -> None:
     L.llama_model_free(handle)
 
 
+def test_a_library_that_does_not_say_when_it_begins_is_refused(
+    mixture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadow, "_BEGINS", b"never said")
+    with pytest.raises(ModelError, match="does not say when it begins"):
+        opened(mixture)
+
+
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "none.gguf"
     path.write_bytes(b"nothing of the kind")

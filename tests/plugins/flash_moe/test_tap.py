@@ -33,11 +33,11 @@ class Tapped(Context):
     def _adapt(self, params: object) -> None:
         self.tap.attach(params)
 
-    def compute(self, *tokens: int) -> None:
+    def compute(self, *tokens: int, outputs: int | None = None) -> None:
         self.heard.clear()
         self.clear()
         self.rows.clear()
-        self.rows.add(0, 0, list(tokens), outputs=len(tokens))
+        self.rows.add(0, 0, list(tokens), outputs=len(tokens) if outputs is None else outputs)
         self.decode()
 
 
@@ -60,6 +60,12 @@ def test_rows_go_where_each_would_go_alone(context: Tapped) -> None:
     together = context.heard[0][1][0].tolist()
     context.compute(5)
     assert context.heard[0][1].tolist() == [together]
+
+
+def test_a_call_that_answers_no_row_ends_with_none(context: Tapped) -> None:
+    context.compute(5, 6, 7, outputs=0)
+    assert [ids.shape for _, ids in context.heard] == [(3, 4), (0, 4)]
+    context.tap.end()
 
 
 def test_what_goes_wrong_is_told_after_the_call(context: Tapped) -> None:
