@@ -1,10 +1,12 @@
-"""Train meshnode's bundled demonstration model from nothing and write it as one GGUF file.
+"""Train a demonstration model from nothing and write it as one GGUF file: the dense one that is
+bundled, or one with a mixture of experts, which is test data.
 
 The text comes from `demo_world.py`, the weights from this script: no other text and no other model
 takes part, so the result is ours to ship. Everything fits two CPU cores and one hour.
 
 How it works: (1) a SentencePiece BPE vocabulary with byte fallback is learnt from the generated
-text; (2) fresh documents are written for every step, so no text is seen twice by design;
+text; (2) fresh documents are written for every step, so no text is seen twice by design, and one
+in twenty is kept apart from training, to measure on;
 (3) training ends by the clock: the learning rate follows the share of the time budget that is
 spent, so a slow machine gets a weaker model and not an unfinished one; (4) the weights are
 quantised to Q8_0 and written with llama.cpp's tensor names; (5) llama.cpp answers a fixed list of
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,18 +26,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+import demo_texts
 import demo_world as world
 import gguf
 import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
+from demo_network import Network, Shape
+from demo_texts import apart, parts
 from gguf.quants import quantize
-from torch import Tensor, nn
+from torch import Tensor
 
 EXAMPLES = """examples:
   python scripts/train_demo.py --out p2p_mesh/serve/models/meshnode-demo.gguf
   python scripts/train_demo.py --out /tmp/quick.gguf --minutes 5
+  python scripts/train_demo.py --experts 32 --out tests/models/demo-moe.gguf \\
+      --texts tests/models/demo-moe.texts.json
   python scripts/train_demo.py --check p2p_mesh/serve/models/meshnode-demo.gguf
 
 On a busy machine set OMP_WAIT_POLICY=PASSIVE: torch's threads then sleep while they wait for
@@ -51,118 +59,35 @@ CHAT_TEMPLATE = (
 PROMPT_WEIGHT = 0.1
 BATCH_TOKENS = 2048
 LENGTHS = (256,) * 15 + (2048,)  # of the packed sequences, drawn step by step
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The sizes of the network; all are multiples of 32 so that every matrix takes Q8_0."""
-
-    vocab: int = 2048
-    width: int = 192
-    layers: int = 6
-    heads: int = 6
-    kv_heads: int = 2
-    hidden: int = 512
-    context: int = 2048
-    rope_base: float = 10000.0
-    epsilon: float = 1e-5
-
-    @property
-    def head_width(self) -> int:
-        """Channels of one attention head."""
-        return self.width // self.heads
-
-
-class Block(nn.Module):
-    """One llama layer: grouped-query attention with rotary positions, then SwiGLU."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        width, kv_width = shape.width, shape.kv_heads * shape.head_width
-        self.shape = shape
-        self.attn_norm = nn.RMSNorm(width, shape.epsilon)
-        self.attn_q = nn.Linear(width, width, bias=False)
-        self.attn_k = nn.Linear(width, kv_width, bias=False)
-        self.attn_v = nn.Linear(width, kv_width, bias=False)
-        self.attn_output = nn.Linear(width, width, bias=False)
-        self.ffn_norm = nn.RMSNorm(width, shape.epsilon)
-        self.ffn_gate = nn.Linear(width, shape.hidden, bias=False)
-        self.ffn_up = nn.Linear(width, shape.hidden, bias=False)
-        self.ffn_down = nn.Linear(shape.hidden, width, bias=False)
-
-    def attend(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """Attention over x, shaped (batch, time, width); causal where there is no mask."""
-        batch, length, width = x.shape
-
-        def heads(linear: nn.Linear) -> Tensor:
-            return linear(x).view(batch, length, -1, self.shape.head_width).transpose(1, 2)
-
-        groups = self.shape.heads // self.shape.kv_heads
-        q, k = rotate(heads(self.attn_q), turn), rotate(heads(self.attn_k), turn)
-        k, v = (t.repeat_interleave(groups, 1) for t in (k, heads(self.attn_v)))
-        mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
-        return self.attn_output(mixed.transpose(1, 2).reshape(batch, length, width))
-
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        x = x + self.attend(self.attn_norm(x), turn, mask)
-        y = self.ffn_norm(x)
-        return x + self.ffn_down(F.silu(self.ffn_gate(y)) * self.ffn_up(y))
-
-
-class Llama(nn.Module):
-    """The whole network; the embedding also serves as the output matrix."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.token_embd = nn.Embedding(shape.vocab, shape.width)
-        self.blk = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.output_norm = nn.RMSNorm(shape.width, shape.epsilon)
-        rates = shape.rope_base ** (-torch.arange(0, shape.head_width, 2) / shape.head_width)
-        angles = torch.outer(torch.arange(shape.context), rates)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
-        for name, weight in self.named_parameters():
-            if weight.ndim == 2:
-                # Layers that write to the residual stream start silent.
-                silent = name.endswith(("attn_output.weight", "ffn_down.weight"))
-                nn.init.normal_(weight, std=0.0 if silent else shape.width**-0.5 / 2)
-
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        turn = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
-        x = self.token_embd(tokens)
-        for block in self.blk:
-            x = block(x, turn, mask)
-        return F.linear(self.output_norm(x), self.token_embd.weight)
-
-
-def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions on neighbouring channels, the pairing llama.cpp calls "norm"."""
-    cos, sin = turn
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+# Weak on purpose: routers of real models are skewed too, and shards live from that.
+BALANCE = 0.002
 
 
 class Muon:
     """Momentum made orthogonal: it learns in about half the steps that AdamW needs here.
 
-    Matrices of one shape go through the Newton-Schulz iteration together. It runs in float32,
-    since bfloat16 (what `torch.optim.Muon` uses) is very slow on CPUs without that type.
+    Matrices of one shape go through the Newton-Schulz iteration together, those of a layer's
+    experts each for itself. It runs in float32, since bfloat16 (what `torch.optim.Muon` uses) is
+    very slow on CPUs without that type.
     """
 
     def __init__(self, weights: list[Tensor]) -> None:
         self.groups: dict[tuple[int, ...], list[Tensor]] = {}
         for weight in weights:
             self.groups.setdefault(tuple(weight.shape), []).append(weight)
-        self.momenta = {shape: torch.zeros(len(g), *shape) for shape, g in self.groups.items()}
+        self.momenta = {
+            shape: torch.zeros(len(group), *shape).flatten(0, -3)
+            for shape, group in self.groups.items()
+        }
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Move every weight by `rate` times its orthogonalised momentum."""
         for shape, weights in self.groups.items():
-            gradient = torch.stack([w.grad for w in weights])
+            gradient = torch.stack([w.grad for w in weights]).flatten(0, -3)
             momentum = self.momenta[shape].lerp_(gradient, 0.05)
-            update = orthogonal(gradient.lerp(momentum, 0.95))
-            scale = rate * max(1.0, shape[0] / shape[1]) ** 0.5
+            update = orthogonal(gradient.lerp(momentum, 0.95)).view(-1, *shape)
+            scale = rate * max(1.0, shape[-2] / shape[-1]) ** 0.5
             for weight, change in zip(weights, update, strict=True):
                 weight.mul_(1 - 0.01 * rate).sub_(change, alpha=scale)
 
@@ -192,12 +117,6 @@ def train_tokenizer(vocab: int, documents: int = 20000) -> sentencepiece.Sentenc
         minloglevel=2,
     )  # fmt: skip
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-
-
-def parts(document: world.Document) -> list[str]:
-    """The texts of a document without their roles."""
-    texts = [document.system, *(text for turn in document.turns for text in turn), document.text]
-    return [text for text in texts if text]
 
 
 class Encoder:
@@ -231,8 +150,9 @@ class Encoder:
 
     def stream(self, rng: Random) -> Iterator[tuple[int, float, int]]:
         """Endless tokens of fresh documents: each with its weight and its document's number."""
-        for number in itertools.count():
-            tokens, weights = self.encode(world.document(rng))
+        drawn = (world.document(rng) for _ in itertools.count())
+        for number, document in enumerate(one for one in drawn if not apart(one)):
+            tokens, weights = self.encode(document)
             # Some runtimes add no BOS and some add two; both must work.
             extra = rng.choices((0, 1, -1), (85, 5, 10))[0]
             rows = list(zip(tokens, weights, itertools.repeat(number)))
@@ -271,12 +191,17 @@ def batches(encoder: Encoder, seed: int) -> Iterator[Batch]:
         yield Batch(*(torch.tensor(column).view(rows, -1) for column in columns))
 
 
-def loss_of(model: Llama, batch: Batch) -> Tensor:
+def loss_of(model: Network, batch: Batch) -> Tensor:
     """Weighted mean cross-entropy of the next token, in nats."""
     logits = model(batch.tokens[:, :-1], batch.mask())
     losses = F.cross_entropy(logits.flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="none")
     share = batch.weights[:, 1:].flatten()
-    return (losses * share).sum() / share.sum()
+    return (losses * share).sum() / share.sum() + BALANCE * model.imbalance()
+
+
+def is_router(name: str) -> bool:
+    """Whether a weight chooses experts: it is trained gently, and stays float32."""
+    return "ffn_gate_inp" in name
 
 
 def rate_at(progress: float) -> float:
@@ -284,9 +209,10 @@ def rate_at(progress: float) -> float:
     return min(1.0, progress / 0.01, (1.0 - progress) / 0.6)
 
 
-def train(model: Llama, encoder: Encoder, minutes: float, seed: int) -> None:
+def train(model: Network, encoder: Encoder, minutes: float, seed: int) -> None:
     """Train until the budget is spent, with a progress line every 50 steps."""
-    matrices = [w for w in model.blk.parameters() if w.ndim == 2]
+    named = model.blk.named_parameters()
+    matrices = [w for name, w in named if w.ndim > 1 and not is_router(name)]
     chosen = {id(w) for w in matrices}
     rest = [w for w in model.parameters() if id(w) not in chosen]
     muon = Muon(matrices)
@@ -340,7 +266,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, encoder: Encoder) -> None:
 
 def add_shape(writer: gguf.GGUFWriter, shape: Shape) -> None:
     """Write what the model is and the sizes of its parts."""
-    writer.add_name("meshnode demo")
+    writer.add_name("meshnode demo" + (" (mixture of experts)" if shape.experts else ""))
     writer.add_license("apache-2.0")
     writer.add_description(
         f"A demonstration: it knows only the invented village of {world.VILLAGE} and exists to "
@@ -350,7 +276,11 @@ def add_shape(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.hidden)
+    writer.add_feed_forward_length(shape.hidden * max(1, shape.used))
+    if shape.experts:
+        writer.add_expert_feed_forward_length(shape.hidden)
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(shape.used)
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_key_length(shape.head_width)
@@ -363,15 +293,15 @@ def add_shape(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
-def export(path: Path, model: Llama, encoder: Encoder, shape: Shape) -> None:
-    """Write the GGUF file: matrices as Q8_0, norms as float32."""
+def export(path: Path, model: Network, encoder: Encoder, shape: Shape) -> None:
+    """Write the GGUF file: matrices as Q8_0, norms and routers as float32."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "qwen3moe" if shape.experts else "llama")
     add_shape(writer, shape)
     add_tokenizer(writer, encoder)
     for name, weight in model.state_dict().items():
         values = weight.numpy().astype(np.float32)
-        if values.ndim == 2:
+        if values.ndim > 1 and not is_router(name):
             kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
         else:
@@ -471,7 +401,7 @@ def ask_llama(path: Path) -> Ask | None:
     return ask
 
 
-def ask_torch(model: Llama, encoder: Encoder) -> Ask:
+def ask_torch(model: Network, encoder: Encoder) -> Ask:
     """Answer greedily through PyTorch, with the weights before quantisation."""
 
     @torch.no_grad()
@@ -490,7 +420,7 @@ def ask_torch(model: Llama, encoder: Encoder) -> Ask:
     return ask
 
 
-def compare(path: Path, model: Llama, encoder: Encoder) -> None:
+def compare(path: Path, model: Network, encoder: Encoder) -> None:
     """Print how far llama.cpp and PyTorch agree on tokens and on greedy answers."""
     import llama_cpp
 
@@ -519,6 +449,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help="train, and write this GGUF file")
     parser.add_argument("--check", type=Path, metavar="FILE", help="only question this GGUF file")
     parser.add_argument("--minutes", type=float, default=35.0, help="training time (default: 35)")
+    parser.add_argument("--experts", type=int, default=0, metavar="N",
+        help="train a mixture of so many experts a layer instead of the dense model")  # fmt: skip
+    parser.add_argument("--used", type=int, default=4, metavar="N",
+        help="experts that a token goes through (default: 4)")  # fmt: skip
+    parser.add_argument("--texts", type=Path, metavar="FILE",
+        help="also write texts to measure on, half of which training never saw")  # fmt: skip
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--seed", type=int, default=1, help="of weights and text (default: 1)")
     options = parser.parse_args(arguments)
@@ -527,14 +463,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def shape_of(options: argparse.Namespace) -> Shape:
+    """A mixture has small experts and few layers, so that the file stays small."""
+    if not options.experts:
+        return Shape()
+    return Shape(layers=4, hidden=64, experts=options.experts, used=options.used)
+
+
 def make(options: argparse.Namespace) -> int:
     """Train, export and check; return the number of wrong answers."""
     start = time.monotonic()
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
-    shape = Shape()
+    shape = shape_of(options)
+    if options.texts is not None:
+        told = demo_texts.texts(options.seed)
+        options.texts.write_text(json.dumps(told, indent=0, ensure_ascii=False) + "\n")
     encoder = Encoder(train_tokenizer(shape.vocab))
-    model = Llama(shape)
+    model = Network(shape)
     size = sum(weight.numel() for weight in model.parameters())
     print(f"{size / 1e6:.2f} million parameters, {options.minutes:g} minutes of training")
     train(model, encoder, options.minutes, options.seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from figures import conclude, run
 
-NAMES = ("light", "engine", "mesh", "idle", "artifacts", "split", "splitproof")
+NAMES = ("light", "engine", "mesh", "idle", "artifacts", "split", "splitproof", "flash", "experts")
 
 
 def main() -> int:

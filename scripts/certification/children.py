@@ -11,15 +11,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import trio
-from certification.verdict import Verdict, name
+from certification.verdict import name
 
 PATIENCE = 120.0
 """Seconds without a line, after which a process hangs."""
 _MOST_LIVES = 24
-_CHILD = Path(__file__).with_name("child.py")
+STAGES = Path(__file__).with_name("child.py")
+SHARDS = Path(__file__).with_name("shards.py")
 _TELLING = re.compile(r"ASSERT|rror|failed|missing|wrong|abort", re.ASCII)
 
 
@@ -30,36 +31,50 @@ class Terms:
     folder: Path
     disturb: float = 0.0
     at_once: int = 2
+    program: Path = STAGES
+
+
+class Hearer(Protocol):
+    """Makes a verdict of what a process tells."""
+
+    crashes: dict[str, str]
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """What a process is to do, beside what all are."""
+        ...
+
+    def hear(self, line: dict[str, Any]) -> None: ...
+
+
+V = TypeVar("V", bound=Hearer)
 
 
 async def certify(
-    fixtures: Sequence[tuple[Path, bool]], terms: Terms, say: Callable[[Verdict], None]
-) -> list[Verdict]:
-    """Fixtures, each as it is or (True) made deeper; the verdicts in that order."""
-    verdicts = [Verdict(path.stem, deep=deep) for path, deep in fixtures]
-    waiting = list(zip(fixtures, verdicts, strict=True))[::-1]
+    fixtures: Sequence[tuple[Path, V]], terms: Terms, say: Callable[[V], None]
+) -> list[V]:
+    """Fixtures, with what hears of each; these are returned."""
+    waiting = list(fixtures)[::-1]
 
     async def work(folder: Path) -> None:
         await trio.Path(folder).mkdir()
         while waiting:
-            (path, _), verdict = waiting.pop()
+            path, verdict = waiting.pop()
             await _live(path, verdict, folder, terms)
             say(verdict)
 
     async with trio.open_nursery() as nursery:
         for number in range(terms.at_once):
             nursery.start_soon(work, terms.folder / str(number))
-    return verdicts
+    return [verdict for _, verdict in fixtures]
 
 
-async def _live(path: Path, verdict: Verdict, folder: Path, terms: Terms) -> None:
+async def _live(path: Path, verdict: Hearer, folder: Path, terms: Terms) -> None:
     """One process after the other, until all cuts of the fixture are done."""
+    common = {"fixture": str(path), "folder": str(folder), "disturb": terms.disturb}
     for _ in range(_MOST_LIVES):
-        job = {
-            "fixture": str(path), "folder": str(folder), "deep": verdict.deep,
-            "disturb": terms.disturb, "done": verdict.done,
-        }  # fmt: skip
-        begun, why = await _run(job, verdict, folder / "stderr")
+        command = [str(terms.program), json.dumps(common | verdict.job)]
+        begun, why = await _run(command, verdict, folder / "stderr")
         if not begun:
             return
         verdict.crashes[begun] = why
@@ -67,12 +82,12 @@ async def _live(path: Path, verdict: Verdict, folder: Path, terms: Terms) -> Non
             return  # nothing can be compared
 
 
-async def _run(job: dict[str, Any], verdict: Verdict, errors: Path) -> tuple[str, str]:
+async def _run(command: Sequence[str], verdict: Hearer, errors: Path) -> tuple[str, str]:
     """A process, to its end: at what it died, and why; empty where it did not."""
     begun, ended = "loading", False
     with errors.open("wb") as stderr:
         process = await trio.lowlevel.open_process(
-            ["nice", sys.executable, "-P", str(_CHILD), json.dumps(job)],
+            ["nice", sys.executable, "-P", *command],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
         )  # fmt: skip
         assert process.stdout is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ THREADS = 1
 PLAN = Plan(context=CONTEXT, slots=SLOTS, threads=THREADS, rows=ROWS)
 
 
-class _Any(Context):
+class AnyContext(Context):
     takes_forgetful = True
 
 
@@ -29,9 +29,9 @@ def load(path: Path) -> Model:
 
 
 class Whole:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, make: Callable[[Model, Plan], Context] = AnyContext) -> None:
         model = load(path)
-        self._context = context = _Any(model, PLAN)
+        self._context = context = make(model, PLAN)
         self.vocabulary = model.token_count
         self._remembers = context.remembers
         self._window = model.window

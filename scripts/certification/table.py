@@ -43,14 +43,14 @@ def page(verdicts: Sequence[Verdict]) -> str:
     failed = [one for one in verdicts if one.kind in ("wrong", "crashed") and not one.unmade]
     parts = [TITLE.format(version=version("llama-cpp-python")), _summary(plain)]
     head = ("family", "layers", "later stages", "fillers", "deep")
-    parts += _part("Exact", head, ((*_row(one), _deep(one, deep)) for one in free))
+    parts += part("Exact", head, ((*_row(one), _deep(one, deep)) for one in free))
     head = ("family", "layers", "later stages", "fillers", "deep", "not cut", "why")
     rows = ((*_row(one), _deep(one, deep), *_barred(one, deep)) for one in limited)
-    parts += _part("Exact with these cuts only", head, rows)
-    parts += _part("Refused", ("family", "why"), ((one.fixture, one.why) for one in refused))
+    parts += part("Exact with these cuts only", head, rows)
+    parts += part("Refused", ("family", "why"), ((one.fixture, one.why) for one in refused))
     found = ((one.fixture, cut, why) for one in failed
              for cut, why in (one.failures | one.crashes).items())  # fmt: skip
-    parts += _part("Wrong", ("family", "cut", "how"), found)
+    parts += part("Wrong", ("family", "cut", "how"), found)
     return "\n".join(parts)
 
 
@@ -60,7 +60,7 @@ def _summary(plain: Sequence[Verdict]) -> str:
     return f"Of {len(plain)} fixtures: {told}.\n"
 
 
-def _part(title: str, head: Sequence[str], rows: Rows) -> list[str]:
+def part(title: str, head: Sequence[str], rows: Rows) -> list[str]:
     listed = list(rows)
     lines = [head, ["---"] * len(head), *listed]
     text = "\n".join(f"| {' | '.join(one)} |" for one in lines)

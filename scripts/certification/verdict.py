@@ -52,6 +52,10 @@ class Verdict:
                 self.failures[name(cut)] = line["why"] or f"differs by {line['difference']:.1e}"
 
     @property
+    def job(self) -> dict[str, Any]:
+        return {"deep": self.deep, "done": self.done}
+
+    @property
     def done(self) -> list[Cut]:
         crashed = [tuple(map(int, cut.split(","))) for cut in self.crashes if cut[0].isdigit()]
         return [*self.differences, *crashed]

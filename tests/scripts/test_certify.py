@@ -151,9 +151,7 @@ def test_page_tells_exact_limited_and_refused() -> None:
     assert "## Wrong" not in page
 
 
-async def test_process_that_dies_is_followed_by_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_process_that_dies_is_followed_by_another(tmp_path: Path) -> None:
     """One that dies at its second cut, whenever that is still to be done."""
     program = tmp_path / "child.py"
     program.write_text(
@@ -167,10 +165,10 @@ async def test_process_that_dies_is_followed_by_another(
         " 'fillers': 0}), flush=True)\n"
         "print(json.dumps({'end': True}))\n"
     )
-    monkeypatch.setattr(children, "_CHILD", program)
     told: list[Any] = []
-    wanted = [(tmp_path / "m.gguf", False)]
-    (found,) = await children.certify(wanted, children.Terms(tmp_path), told.append)
+    wanted = [(tmp_path / "m.gguf", verdict.Verdict("m"))]
+    terms = children.Terms(tmp_path, program=program)
+    (found,) = await children.certify(wanted, terms, told.append)
     assert told == [found]
     assert (list(found.differences), found.kind) == ([(1,), (3,)], "crashed")
     assert found.crashes == {"2": "x.cpp:9: GGML_ASSERT(here) (status -6)"}
