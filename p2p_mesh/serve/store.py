@@ -338,8 +338,14 @@ class Digests:
 
 
 def _sha256(path: Path) -> str:
-    total = hashlib.sha256()
+    """What was read is not kept in memory by the system: a file may be larger than the memory that
+    its user has granted it. What is mapped stays.
+    """
+    total, done = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             total.update(chunk)
+            if hasattr(os, "posix_fadvise"):  # not on macOS
+                os.posix_fadvise(file.fileno(), done, len(chunk), os.POSIX_FADV_DONTNEED)
+            done += len(chunk)
     return total.hexdigest()

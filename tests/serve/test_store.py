@@ -19,6 +19,7 @@ from p2p_mesh.serve.package.blob import Job
 from p2p_mesh.serve.package.build import build
 from p2p_mesh.serve.store import Digests, find, read, select, stock
 from p2p_mesh.testing.hub import serve_hub
+from p2p_mesh.testing.memory import cached, forget
 from p2p_mesh.testing.models import write_model, write_moe
 from p2p_mesh.testing.packages import split_model
 from p2p_mesh.testing.projectors import write_projector
@@ -348,3 +349,14 @@ def test_published_package_is_a_model(
     assert Path(found.path).parent == digests.packages
     with pytest.raises(ModelError, match="is a package: only a model may be one"):
         find("hf://mesh/tiny-layers")
+
+
+def test_a_digest_leaves_nothing_of_the_file_in_memory(tmp_path: Path, digests: Digests) -> None:
+    """A file may be larger than the memory that its user has granted it."""
+    path = tmp_path / "large.gguf"
+    path.write_bytes(bytes(range(256)) * (1 << 16))
+    forget(path)
+    if cached(path):
+        pytest.skip("this file system keeps files in memory")
+    digests.file(path)
+    assert cached(path) < 2 << 20
