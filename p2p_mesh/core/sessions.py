@@ -5,8 +5,8 @@ Shards answer differently, and each node has read other prompts. So a conversati
 1. Its session is what the client says (`prompt_cache_key`), else how it began: its messages up to
    the first of the user, or the first BEGINNING characters of a text. Rendezvous hashing of session
    and peer puts the nodes in an order on which all nodes agree; the first is its home.
-2. Where one shard holds LESS of the routing mass than another, and both are as busy, it comes
-   after that one, whatever the hash says.
+2. Where one shard holds LESS of the routing mass than another, and neither is passed over by rule
+   3, it comes after that one, whatever the hash says.
 3. A node that would begin later than LATE times as late as the soonest shard, and DELAY more, is
    passed over for the next in the order: it is busy, or far, or must read much that another has
    read. When that is over, the conversation comes home. Suspects, and those with too little room,

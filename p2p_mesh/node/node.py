@@ -13,7 +13,6 @@ import importlib
 import os
 import secrets
 import time
-from functools import partial
 from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ import trio
 
 from p2p_mesh import state
 from p2p_mesh.core.control import read_owner
-from p2p_mesh.core.inventory import Inventory, pause
+from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.invite import MAX_SEEDS, Ticket, check
 from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.plans import Wanted
@@ -37,13 +36,15 @@ from p2p_mesh.core.records import (
 )
 from p2p_mesh.errors import LocalError, SettingsError, UnknownModel
 from p2p_mesh.journal import Journal
+from p2p_mesh.node.announcements import announce_all
 from p2p_mesh.node.answers import Answer, Answers
+from p2p_mesh.node.arrival import Arrival
 from p2p_mesh.node.artifacts import Artifacts
 from p2p_mesh.node.control import Control
 from p2p_mesh.node.demand import Demanded
 from p2p_mesh.node.extensions import Extensions, Voice
 from p2p_mesh.node.listening import is_free
-from p2p_mesh.node.members import EXPIRY_CHECK, Announcer, Members, announce
+from p2p_mesh.node.members import EXPIRY_CHECK, Announcer, Members
 from p2p_mesh.node.membership import STARTING, Membership
 from p2p_mesh.node.models import Models
 from p2p_mesh.node.plan import Planner
@@ -67,12 +68,6 @@ if TYPE_CHECKING:
     from p2p_mesh.net.mesh import Network
 
 REDEMPTION = "p2p_mesh.net.redemption"
-
-JOIN_PATIENCE = 10.0
-"""Seconds that `ready` waits for the mesh of an invite; after that the node goes on trying."""
-
-SNAPSHOT_PATIENCE = 1.0
-"""Seconds that it waits, once connected, for the first announcement of another."""
 
 SOURCE_PATIENCE = 5.0
 """Seconds that it waits for what all sources offer at first."""
@@ -157,8 +152,9 @@ class Node:
         )
         self._tickets = tickets
         self._token = secrets.token_urlsafe(24)
-        self._changed = trio.Event()
-        self._news = trio.Event()
+        self.changed = trio.Event()
+        """Set at the next change of what is announced."""
+        self._arrival = Arrival(self.inventory, journal)
         plugins.attach(self.port)
 
     def _source(self, source: Source) -> Sourced:
@@ -168,8 +164,8 @@ class Node:
 
     def _change(self) -> None:
         """Something that is announced has changed."""
-        self._changed.set()
-        self._changed = trio.Event()
+        self.changed.set()
+        self.changed = trio.Event()
         self.demanded.wake()
         self.artifacts.library.wake()
 
@@ -335,39 +331,12 @@ class Node:
                     identity.key, self.belonging.credential,
                     name=self.settings.node_name, boot=self.started,
                 )  # fmt: skip
-                rhythm = partial(
-                    announce,
-                    pause=lambda: pause(len(self.inventory), SystemRandom()),
-                    journal=self.journal,
-                )
-                nursery.start_soon(
-                    rhythm,
-                    partial(network.publish, "inventory"),
-                    partial(self._next_announcement, announcer, network),
-                    lambda: self._changed,
-                )
+                nursery.start_soon(announce_all, self, announcer, network)
                 standby = Standby(
                     network.peer_id, self.models, self.inventory, self.demanded.rates, self.journal
                 )
                 nursery.start_soon(standby.run)
             await self._say_ready(network)
-
-    def _next_announcement(self, announcer: Announcer, network: Network) -> bytes:
-        served = [found for one in self.hosted.values() if (found := one.served()) is not None]
-        envelope = announcer.make(
-            served, self.measured(), network.addresses(), time.time(),
-            held=self.models.held()[: max(0, MODELS - len(served))],
-            backends=self._backends(),
-            packages=self.artifacts.library.announced(), members=len(self.inventory),
-            role="client" if self.settings.client else "member",
-        )  # fmt: skip
-        assert self.members is not None
-        self.members.keep(envelope)
-        return envelope
-
-    def _backends(self) -> list[str]:
-        """What others may count on: one that serves nothing holds no stages either."""
-        return [] if self.settings.client else [one.name for one in self.plugins.backends()]
 
     async def _expire(self) -> None:
         assert self.members is not None
@@ -377,8 +346,9 @@ class Node:
 
     async def _say_ready(self, network: Network) -> None:
         assert self.belonging is not None
+        assert self.members is not None
         if self.belonging.seeds and not network.is_revoked:
-            await self._reach()
+            await self._arrival.wait(self.belonging, self.members.connected, network.peer_id)
         self.answers.candidates.is_joining = False
         with trio.move_on_after(SOURCE_PATIENCE):
             for sourced in self.sourced:
@@ -399,33 +369,10 @@ class Node:
 
     def _hear(self) -> None:
         """A peer came, or announced something new."""
-        self._news.set()
-        self._news = trio.Event()
+        self._arrival.hear()
         self.artifacts.library.wake()
         assert self.members is not None
         self.demanded.met(self.members.connected)
-
-    async def _reach(self) -> None:
-        """Returns when the mesh was reached and has said what it offers, or patience is over."""
-        assert self.members is not None
-        assert self.belonging is not None
-        seeds = [seed.partition("/p2p/")[0] for seed in self.belonging.seeds]
-        self.journal.info("joining", f"Looking for the mesh {self.belonging.name}")
-        with trio.move_on_after(JOIN_PATIENCE):
-            while not self.members.connected:
-                await self._news.wait()
-            with trio.move_on_after(SNAPSHOT_PATIENCE):
-                while not any(
-                    offer.peer != self.answers.candidates.me for offer in self.inventory.offers()
-                ):
-                    await self._news.wait()
-        if not self.members.connected:
-            self.journal.warning(
-                "mesh_unreached",
-                f"Nobody of the mesh {self.belonging.name} answers at {', '.join(seeds)}: is that "
-                "node running, and its port open to this machine? This node goes on trying",
-                addresses=list(seeds),
-            )
 
     def _seeds(self, network: Network) -> tuple[str, ...]:
         addresses = network.addresses()[:MAX_SEEDS]

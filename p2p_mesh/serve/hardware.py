@@ -15,6 +15,7 @@ from random import Random
 import psutil
 
 from p2p_mesh.core.records import ModelFile, Resources
+from p2p_mesh.core.reference import split_names
 
 SAMPLE = 32 << 20
 """Bytes that are read to measure how fast memory is: more than one core's caches hold."""
@@ -28,7 +29,7 @@ DEPTH = 8
 """Reads at a time."""
 DISK_MEASURING = 0.25
 MOST_FILES = 4096
-"""Files of a package that are looked through for the largest."""
+"""Files of a package, or of a split model, that are looked through for the largest."""
 _SHORTEST = 1e-5
 """Seconds that a reader takes at least: some clocks are coarse."""
 
@@ -94,9 +95,11 @@ def disk(models: Iterable[ModelFile]) -> float:
 
 
 def _largest(path: Path) -> Path:
-    """The file, or the largest of a package."""
-    files = itertools.islice(path.rglob("*.gguf"), MOST_FILES) if path.is_dir() else ()
-    return max(files, key=lambda one: one.stat().st_size, default=path)
+    """The file, or the largest of a package or a split model: its first may have no weights."""
+    is_package = path.is_dir()
+    files = path.rglob("*.gguf") if is_package else map(path.with_name, split_names(path.name))
+    some = itertools.islice(files, MOST_FILES)
+    return max(some, key=lambda one: one.stat().st_size, default=path)
 
 
 def _read_rate(descriptor: int) -> float:

@@ -4,12 +4,13 @@ and into metrics.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from itertools import islice
 
 MOST = 64
+LARGEST = 2**53
+"""Numbers beyond it are not exact in all readers of JSON, and integers may not fit a float."""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -20,5 +21,7 @@ def shown(measures: Mapping[str, float]) -> dict[str, float]:
 
 
 def _is_good(name: object, value: object) -> bool:
-    is_number = isinstance(value, int | float) and math.isfinite(value)
-    return is_number and isinstance(name, str) and _NAME.fullmatch(name) is not None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    is_named = isinstance(name, str) and _NAME.fullmatch(name) is not None
+    return is_named and -LARGEST <= value <= LARGEST

@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from p2p_mesh.core.names import ModelId
-from p2p_mesh.core.placement.choice import BACKENDS, NAMES, Option, decide
+from p2p_mesh.core.placement.choice import BACKENDS, NAMES, Decision, Option, decide
 from p2p_mesh.core.records import Choice, Resources
 from p2p_mesh.errors import MeshError, ModelError, Unavailable
 from p2p_mesh.serve.backend import Backend, Engine, Expects, Fit, Load, Mesh, Offer, Refusal
@@ -234,15 +234,21 @@ async def _placed(
         found = candidates(backends, load, memory.free())
         if not found.fits:
             raise ModelError(said(found.refusal(asked(load))))
-        if (choice := found.settled(load)) is None:
-            choice = await _weighed(found, load, memory, mesh)
-            # Another model may have taken the memory meanwhile.
-            found = candidates(backends, load, memory.free())
-        if choice in found.fits:
-            return found.fits[choice]
+        if (settled := found.settled(load)) is not None:
+            return found.fits[settled]
+        best = await _weighed(found, load, memory, mesh)
+        if best.choice is None:
+            raise ModelError(f"{load.model.id} can be served in no way. {best.why}")
+        # Another model may have taken the memory meanwhile.
+        found = candidates(backends, load, memory.free())
+        if best.choice in found.fits:
+            if not best.is_waiting:
+                way = NAMES[best.choice]
+                mesh.say("model_placed", f"{load.model.id} is served {way}. {best.why}")
+            return found.fits[best.choice]
 
 
-async def _weighed(found: Candidates, load: Load, memory: Memory, mesh: Mesh) -> Choice:
+async def _weighed(found: Candidates, load: Load, memory: Memory, mesh: Mesh) -> Decision:
     """In which of some ways a model is served now. Where stages would have to wait, other nodes
     have some seconds to become known: as a node starts, none is.
     """
@@ -261,12 +267,7 @@ async def _weighed(found: Candidates, load: Load, memory: Memory, mesh: Mesh) ->
         if not waits or trio.current_time() >= until:
             break
         await trio.sleep(LOOK)
-    best = decide([*refused, *options], min_mass=load.min_mass)
-    if best.choice is None:
-        raise ModelError(f"{load.model.id} can be served in no way. {best.why}")
-    if not best.is_waiting:
-        mesh.say("model_placed", f"{load.model.id} is served {NAMES[best.choice]}. {best.why}")
-    return best.choice
+    return decide([*refused, *options], min_mass=load.min_mass)
 
 
 @asynccontextmanager

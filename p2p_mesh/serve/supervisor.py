@@ -10,7 +10,6 @@ for: it waits for them, and says so.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -52,6 +51,7 @@ from p2p_mesh.serve.backend import (
 )
 from p2p_mesh.serve.capabilities import LACKS, needed
 from p2p_mesh.serve.measures import shown
+from p2p_mesh.serve.notices import Notices
 from p2p_mesh.serve.opening import Memory, Way, by_backend, by_source
 from p2p_mesh.serve.pulse import Heard, Pulse, Work
 from p2p_mesh.serve.slots import Slots
@@ -66,18 +66,10 @@ SETTLED = 60.0
 STALLED = 600.0
 """Seconds without progress after which a load is given up: a disk or a driver that hangs."""
 
-REPORT_EVERY = 2.0
-"""Seconds between two lines about a model that loads."""
-
 LONGEST_PAUSE = {False: 30.0, True: 5.0}
 """Seconds between two tries at most; less (True) for what a source offers, or what waits for other
 nodes, which costs little.
 """
-
-SAID_AFTER = 3.0
-"""Seconds that a model waits for other nodes until that is logged: they need time to come."""
-
-_NUMBERS = re.compile(r"\d+")
 
 
 class Hosted:
@@ -113,20 +105,16 @@ class Hosted:
             if isinstance(wanted, Load)
             else partial(by_source, wanted)
         )
-        self._journal = journal
+        self._notices = Notices(self.id, journal)
         self._rng = rng
         self._changed = changed
         self._is_patient = is_patient
         self.is_waiting = False
         """Other nodes are wanted, and are not there."""
-        self._waiting_since = math.inf
-        self._said_waiting = ""
-        """The reason that was said, without its numbers."""
         self._has_served = False
         self._is_renewed = False
         """Its engine ended so as to be opened anew."""
         self._settled = trio.Event()
-        self._reported = 0.0
         self._ready_at = math.inf
         self._again_at = 0.0
         self._patience = trio.CancelScope()
@@ -240,7 +228,7 @@ class Hosted:
             self._ready_at, self._patience, self.progress = math.inf, trio.CancelScope(), 0.0
             reason = await self._serve(way)
             if self._is_renewed:
-                self._say_renewed(reason)
+                self._notices.renewed(reason)
                 continue
             is_lasting = way.is_lasting or self.is_waiting
             if not (self._has_served or is_lasting):
@@ -266,35 +254,15 @@ class Hosted:
         self._enter("loading")
         self._settled.set()
         if self.is_waiting:
-            self._say_waiting()
+            self._notices.waits(reason)
         elif is_news:
-            verb = "could not be opened" if self._ready_at == math.inf else "ended"
-            self._journal.warning(
-                "engine_died", f"the engine of {self.id} {verb}: {reason}; starting it again",
-                model=self.id, reason=reason,
-            )  # fmt: skip
+            self._notices.died(reason, was_ready=self._ready_at < math.inf)
         await trio.sleep(seconds)
-
-    def _say_renewed(self, reason: str) -> None:
-        self._journal.info(
-            "engine_renewed", f"the engine of {self.id} is opened anew: {reason}",
-            model=self.id, reason=reason,
-        )  # fmt: skip
-
-    def _say_waiting(self) -> None:
-        """Once that has lasted, and again for another reason, whose numbers change all the time."""
-        reason, now = _NUMBERS.sub("", self.error), trio.current_time()
-        self._waiting_since = min(now, self._waiting_since)
-        if now - self._waiting_since >= SAID_AFTER and reason != self._said_waiting:
-            self._said_waiting = reason
-            self._journal.warning(
-                "model_waits", f"{self.id} waits for other nodes: {self.error}",
-                model=self.id, reason=self.error,
-            )  # fmt: skip
 
     async def _serve(self, way: Way) -> str:
         """One life of an engine; returns how it ended."""
-        started = self._reported = trio.current_time()
+        started = trio.current_time()
+        self._notices.opens()
         is_waiting = self._is_renewed = False
         try:
             with self._patience:
@@ -328,20 +296,9 @@ class Hosted:
         self._ready_at = trio.current_time()
         self.progress, self.error = 1.0, ""
         self._has_served, self.is_waiting = True, False
-        self._waiting_since, self._said_waiting = math.inf, ""
         self._enter("ready")
         self._settled.set()
-        for note in about.notes:
-            self._journal.warning(
-                "model_note", f"{self.id}: {note}", model=self.id, note=note
-            )  # fmt: skip
-        self._journal.info(
-            "model_ready",
-            f"{self.id} is ready: context {about.context or 'unknown'}, "
-            f"{about.slots} at a time, on {about.device}, loaded in {seconds:.1f} s",
-            model=self.id, context=about.context, slots=about.slots,
-            device=about.device, seconds=round(seconds, 3),
-        )  # fmt: skip
+        self._notices.ready(about, seconds)
         return self._pulse
 
     def _end(self) -> None:
@@ -356,9 +313,7 @@ class Hosted:
         self.error, self._about, self.room = reason, None, 0
         self._enter("failed")
         self._settled.set()
-        self._journal.error(
-            "model_failed", f"{self.id} cannot be served: {reason}", model=self.id, reason=reason
-        )
+        self._notices.failed(reason)
 
     def _enter(self, state: State) -> None:
         if state != self.state:
@@ -366,16 +321,10 @@ class Hosted:
             self._changed()
 
     def _report(self, progress: float) -> None:
-        now = trio.current_time()
         if progress > self.progress:
-            self._patience.deadline = now + STALLED
+            self._patience.deadline = trio.current_time() + STALLED
         self.progress = progress
-        if now - self._reported >= REPORT_EVERY and progress < 1.0:
-            self._reported = now
-            self._journal.info(
-                "model_loading", f"{self.id} is loading: {progress:.0%}",
-                model=self.id, progress=round(progress, 3),
-            )  # fmt: skip
+        self._notices.loading(progress)
 
     @asynccontextmanager
     async def generate(

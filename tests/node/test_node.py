@@ -96,11 +96,6 @@ async def test_plan_needs_a_node_that_is_up(tmp_path: Path) -> None:
         await node(tmp_path).plan(Wanted(model="m"))
 
 
-def test_node_that_serves_nothing_offers_no_backend(tmp_path: Path) -> None:
-    assert node(tmp_path)._backends() == ["echo"]
-    assert node(tmp_path, client=True)._backends() == []
-
-
 async def test_peer_gets_this_nodes_models_only(tmp_path: Path) -> None:
     mine = node(tmp_path)
     request = InferenceRequest(

@@ -52,6 +52,18 @@ def test_disk_is_measured_where_experts_may_be_read_from_it(
     assert hardware.disk([mixture(tmp_path, 4 * hardware.BLOCK)]) == 0.0 or found > 0.0
 
 
+def test_disk_is_measured_in_the_largest_file_of_a_split_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "DISK_MEASURING", 0.02)
+    first, second = (tmp_path / f"moe-0000{number}-of-00002.gguf" for number in (1, 2))
+    first.write_bytes(b"1")
+    second.write_bytes(bytes(4 * hardware.BLOCK))
+    split = hardware.disk([mixture(first, 4 * hardware.BLOCK)])
+    alone = hardware.disk([mixture(second, 4 * hardware.BLOCK)])
+    assert (split > 0.0) == (alone > 0.0)  # 0: a file system without direct reads
+
+
 def test_disk_is_left_alone_where_no_model_has_experts(tmp_path: Path) -> None:
     assert hardware.disk([]) == 0.0
     assert hardware.disk([mixture(tmp_path / "dense.gguf", 1, experts=0)]) == 0.0

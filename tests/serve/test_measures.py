@@ -18,7 +18,7 @@ def test_numbers_under_good_names_are_shown() -> None:
 def test_what_json_or_a_metric_could_not_hold_is_left_out() -> None:
     strange: dict[Any, Any] = {
         "nan": math.nan, "infinite": math.inf, "text": "1", "A name": 1.0, "": 1.0, 3: 1.0,
-        "a" * 65: 1.0, "line\n": 1.0,
+        "a" * 65: 1.0, "line\n": 1.0, "huge": 10**400, "negative": -(10**400), "yes": True,
     }  # fmt: skip
     assert shown(strange) == {}
 

@@ -211,10 +211,10 @@ async def way(*backends: Backend, load: Load = LOAD, mesh: NoMesh | None = None)
     [
         ([skippy(expected(STAGES, 9.0)), flash()], "stages"),
         ([skippy(expected(STAGES, 2.0)), flash()], "flash"),
-        ([flash(), shards(expected(SHARDS, 5 * CLEARLY, 0.9))], "shards"),
+        ([flash(), shards(expected(SHARDS, 5 * CLEARLY, 0.99))], "shards"),
         ([flash(), shards(expected(SHARDS, 5 * CLEARLY, 0.5))], "flash"),
         ([flash(), shards(MISSING)], "flash"),
-        ([shards(expected(SHARDS, None, 0.9))], "shards"),
+        ([shards(expected(SHARDS, None, 0.99))], "shards"),
         ([flash(), shards(ValueError("its defect"))], "flash"),
         ([flash(), shards(None)], "flash"),
         ([flash(), shards(EngineDied("gone"))], "flash"),
@@ -274,7 +274,7 @@ async def test_model_that_can_be_served_in_no_way_is_refused_with_all_reasons() 
         await way(shards(expected(SHARDS, 5, 0.5)))
     assert str(caught.value) == (
         "m can be served in no way. whole: it is too large; by expert shards: it would keep 0.50 "
-        "of the routing, and 0.85 are wanted at least"
+        "of the routing, and 0.98 are wanted at least"
     )
 
 
@@ -331,10 +331,10 @@ async def test_memory_that_is_taken_while_a_way_is_chosen_is_not_promised_twice(
             free = resources.memory_free
             return replace(FLASH, memory_bytes=free) if free >= 50 else Refusal("too little.")
 
-    memory, chosen = Memory(RESOURCES), list[Choice]()
+    memory, chosen, said = Memory(RESOURCES), list[Choice](), Said()
 
     async def load() -> None:
-        async with by_backend(LOAD, [Greedy(FLASH), skippy(MISSING)], memory, NoMesh()) as found:
+        async with by_backend(LOAD, [Greedy(FLASH), skippy(MISSING)], memory, said) as found:
             chosen.append(found.choice)
             await trio.sleep(60)
 
@@ -342,6 +342,7 @@ async def test_memory_that_is_taken_while_a_way_is_chosen_is_not_promised_twice(
         nursery.start_soon(load)
         nursery.start_soon(load)
     assert chosen == ["flash", "stages"]
+    assert len(said.lines) == 1  # for the second nothing was left to choose
 
 
 async def test_what_is_leased_for_a_shard_is_what_it_may_take() -> None:

@@ -143,20 +143,24 @@ def _why_shards(shards: Option, exact: Option | None) -> str:
 
 def _why_exact(best: Option, ways: Iterable[Option]) -> str:
     """What the best does, and what is against each of the others, in a sentence."""
-    others = [_against(one) for one in ways if one is not best]
+    others = [_against(one, best) for one in ways if one is not best]
     return "; ".join([f"{NAMES[best.choice]}: {_speed(best)}", *others])
 
 
-def _against(other: Option) -> str:
+def _against(other: Option, best: Option | None = None) -> str:
     if other.state != "ready":
         return f"{NAMES[other.choice]}: {other.reason.partition('. ')[0].rstrip('.')}"
     said = f"{NAMES[other.choice]}: {_speed(other)}"
     if other.choice != "shards":
         return said
-    return f"{said}, less than {CLEARLY:g} times as fast, with other answers than the model's"
+    are_known = best is not None and None not in (best.tokens_per_second, other.tokens_per_second)
+    compared = (
+        f"less than {CLEARLY:g} times as fast" if are_known else "whether it is faster is not known"
+    )
+    return f"{said}, {compared}, with other answers than the model's"
 
 
 def _speed(option: Option) -> str:
     if option.tokens_per_second is None:
-        return f"an unknown speed, {ASSUMED:g} tokens/s assumed"
+        return f"an unknown speed, {ASSUMED:g} token/s assumed"
     return f"{option.tokens_per_second:.1f} tokens/s expected"

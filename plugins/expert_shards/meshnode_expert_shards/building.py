@@ -24,7 +24,7 @@ from p2p_mesh.core.experts.shard import ShardRecipe, obstacle
 from p2p_mesh.core.gguf import Header, read_header
 from p2p_mesh.core.names import Digest
 from p2p_mesh.core.package import Manifest, check_artifact, check_whole
-from p2p_mesh.errors import ModelError
+from p2p_mesh.errors import ModelError, Unavailable
 from p2p_mesh.serve.backend import Package
 from p2p_mesh.settings import cache_dir
 
@@ -223,11 +223,13 @@ def _known(target: Path) -> Built | None:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Keeps a file of the cache from being removed. Raises ModelError where it is gone."""
+    """Keeps a file of the cache from being removed. Raises Unavailable where it is gone: it is
+    built again then.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+        raise Unavailable(f"{path} cannot be read: {error.strerror}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_SH)
         yield

@@ -33,6 +33,9 @@ QUIET = 5.0
 PATIENCE = 60.0
 """Seconds that answers have to end where experts are missing."""
 
+TRIES = 8
+"""Numbers of participants for which parts are looked for."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Participant:
@@ -121,12 +124,18 @@ def divide(
     return first or Impossible("no node takes part")
 
 
-def _counts(falling: Sequence[Participant]) -> Iterable[int]:
-    """How many of them there may be: all, and else fewer only where that makes more room."""
-    yield from [len(falling)] if falling else []
-    for number, (more, less) in reversed(list(enumerate(pairwise(falling), 1))):
-        if more.room > less.room:
-            yield number
+def _counts(falling: Sequence[Participant]) -> Sequence[int]:
+    """How many of them there may be, falling: all, and else fewer only where that makes more room.
+    Of many such numbers, some: each try takes a while.
+    """
+    if not falling:
+        return ()
+    steps = [number for number, (more, less) in enumerate(pairwise(falling), 1)
+             if more.room > less.room]  # fmt: skip
+    counts = [len(falling), *reversed(steps)]
+    if len(counts) <= TRIES:
+        return counts
+    return [counts[number * (len(counts) - 1) // (TRIES - 1)] for number in range(TRIES)]
 
 
 def key(model: str, part: Part, number: int, parts: int) -> str:

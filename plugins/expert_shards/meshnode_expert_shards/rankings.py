@@ -124,9 +124,7 @@ def _read(data: bytes, model: Digest) -> Ranked:
 # Between nodes
 
 
-async def answer(
-    stream: Stream, _: PeerId, look: Callable[[Digest], Ranked | None] = kept
-) -> None:
+async def answer(stream: Stream, _: PeerId, look: Callable[[Digest], Ranked | None] = kept) -> None:
     """Answers one question, by what is kept here. Raises RemoteError for what is none."""
     with trio.move_on_after(PATIENCE):
         asked: Ask = decode(await stream.receive(), Ask)

@@ -27,12 +27,12 @@ from meshnode_llama_cpp.draft import Draft
 from meshnode_llama_cpp.drawing import Drawn, Fed, Start
 from meshnode_llama_cpp.frames import Answer, Rejected
 from meshnode_llama_cpp.grammar import Grammars
+from meshnode_llama_cpp.guesses import Guesses, judge
 from meshnode_llama_cpp.model import Model
 from meshnode_llama_cpp.sampling import PENALTY_WINDOW, penalises
 from meshnode_llama_cpp.scheduler import Limits, Pace, compose
 from meshnode_llama_cpp.seats import Seats
 from meshnode_llama_cpp.sequence import Sequence, Task
-from meshnode_llama_cpp.speculation import DRAFTED, MOST, Hope, Lookup
 from meshnode_llama_cpp.steps import Steps
 from p2p_mesh.core.records import Delta, TokenLogprob
 from p2p_mesh.errors import EngineDied, MeshError, RequestError
@@ -71,10 +71,12 @@ class Decoder:
         self._model, self._steps, self._limits = model, steps, limits
         self._memory = steps.memory
         self._seats, self._grammars = seats, grammars
-        self._length = context_length
         takes_back = self._memory.rules.trims and not self._memory.rules.cells
-        self._speculates = speculates and takes_back
-        self._draft = draft if takes_back else None
+        self._guesses = Guesses(
+            context_length=context_length,
+            looks_up=speculates and takes_back,
+            draft=draft if takes_back else None,
+        )
         self._projector = projector
         self._pace = Pace()
         self._queue: list[Sequence] = []
@@ -170,10 +172,7 @@ class Decoder:
         sequence.read_first = sequence.read
         if task.cached is None:
             task.cached = sequence.read
-        if self._speculates:
-            sequence.lookup = Lookup([key for key in sequence.keys if key >= 0])
-        if self._draft is not None:
-            sequence.hope = Hope(DRAFTED)
+        self._guesses.begin(sequence)
         self._live.append(sequence)
         self._start(sequence)
 
@@ -271,37 +270,11 @@ class Decoder:
         draws = sequence.is_writing and bool(sequence.task.most)
         return Fed(sequence.slot, first, position, draws=draws, targets=targets)
 
-    # Guesses
-
     def _guess(self, writing: list[Sequence]) -> None:
         self._pace.delay = self._steps.delay
-        if not writing or not (self._speculates or self._draft):
-            return
-        if any(one.is_scored for one in self._live):
-            return
-        room = (self._steps.outputs - len(self._live)) // len(writing)
-        wanted: dict[int, tuple[list[int], int]] = {}
-        for sequence in writing:
-            most = min(room, MOST, self._room(sequence))
-            sequence.guesses = sequence.lookup.guess(most) if sequence.lookup else []
-            if sequence.guesses or self._draft is None:
-                count = sequence.hope.count(len(sequence.guesses), len(writing), self._pace)
-                del sequence.guesses[count:]
-            elif not sequence.task.media:
-                count = sequence.hope.count(
-                    most, len(writing), self._pace, each=self._draft.seconds
-                )
-                if count:
-                    wanted[sequence.slot] = sequence.keys, count
-        if self._draft is not None and wanted:
-            guesses = self._draft.guess(wanted)
-            for sequence in writing:
-                sequence.guesses = guesses.get(sequence.slot, sequence.guesses)
-
-    def _room(self, sequence: Sequence) -> int:
-        """How many tokens may follow the next one."""
-        left = sequence.task.most - len(sequence.choice.tokens) - 1
-        return max(0, min(left, self._length - len(sequence.keys) - 1))
+        is_scoring = any(one.is_scored for one in self._live)
+        if writing and self._guesses.are_made and not is_scoring:
+            self._guesses.make(writing, self._steps.outputs - len(self._live), self._pace)
 
     # What came of a call
 
@@ -331,7 +304,7 @@ class Decoder:
             count = len(fed.guesses) + 1
             sequence.read += len(tokens)
             if fed.guesses:
-                self._judge(sequence, len(fed.guesses), len(tokens) - 1)
+                judge(sequence, len(fed.guesses), len(tokens) - 1)
             if count > len(tokens):
                 self._memory.trim(sequence.slot, sequence.read)
         sequence.keys += tokens
@@ -340,11 +313,6 @@ class Decoder:
             sequence.lookup.extend(tokens)
         ends = self._finish if choice.finish else self._say
         ends(sequence, sequence.grown(grown), tokens, drawn.logprobs[: len(tokens)])
-
-    def _judge(self, sequence: Sequence, guessed: int, right: int) -> None:
-        sequence.hope.observe(guessed, right)
-        sequence.task.drafted += guessed
-        sequence.task.accepted += right
 
     def _score(self, sequence: Sequence, drawn: Drawn) -> None:
         """Log-probabilities of a prompt's own tokens: each row tells of the token after it. They

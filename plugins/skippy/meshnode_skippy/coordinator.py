@@ -27,7 +27,8 @@ from functools import partial
 import trio
 
 from meshnode_skippy import news
-from meshnode_skippy.holder import NOTHING, Holder, Own
+from meshnode_skippy.held import NOTHING, Own
+from meshnode_skippy.holder import Holder
 from meshnode_skippy.lease import Commit, Prepare
 from meshnode_skippy.process import StageProcess
 from meshnode_skippy.seat import Seat

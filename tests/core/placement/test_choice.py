@@ -57,7 +57,7 @@ def test_fastest_of_those_that_are_exact_is_chosen() -> None:
 def test_speed_that_nobody_knows_counts_as_slow() -> None:
     assert chosen(ready("stages"), ready("flash", ASSUMED * 1.1)) == "flash"
     assert chosen(ready("stages"), ready("flash", ASSUMED * 0.9)) == "stages"
-    assert f"{ASSUMED:g} tokens/s assumed" in decide([ready("flash")]).why
+    assert decide([ready("flash")]).why == "flash: an unknown speed, 1 token/s assumed"
 
 
 def test_shards_must_be_clearly_faster_than_what_is_exact() -> None:
@@ -71,6 +71,15 @@ def test_shards_must_be_clearly_faster_than_what_is_exact() -> None:
 def test_unknown_speed_is_no_reason_for_other_answers() -> None:
     assert chosen(ready("flash"), ready("shards", 99, 0.9)) == "flash"
     assert chosen(ready("flash", 0.1), ready("shards", None, 0.9)) == "flash"
+
+
+def test_speeds_are_compared_where_both_are_known() -> None:
+    unknown = "by expert shards: 10.0 tokens/s expected, whether it is faster is not known, with"
+    assert unknown in decide([ready("stages"), ready("shards", 10, 0.9)]).why
+    for flash, shards in ((0.1, None), (None, None)):
+        why = decide([ready("flash", flash), ready("shards", shards, 0.9)]).why
+        assert "whether it is faster is not known" in why
+        assert "times as fast" not in why
 
 
 def test_shards_that_alone_can_begin_are_chosen() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 from meshnode_expert_shards import backend as backends
-from meshnode_expert_shards import following, meshnode_backends
+from meshnode_expert_shards import following, meshnode_backends, participants
 from meshnode_expert_shards.backend import ExpertShards
 from meshnode_expert_shards.memory import seat
 from meshnode_expert_shards.rankings import RANKING, Ranked, keep, kept
@@ -189,6 +189,29 @@ async def test_each_of_two_answers_with_its_part_and_comes_back_with_it(
     pair[1].held = ()  # gone, and it goes on with what it had
     async with backend.open(load, pair[0]) as engine:
         assert engine.held.built == built
+
+
+async def test_engine_goes_over_to_another_part_when_a_node_comes(
+    street: Street, pair: tuple[Neighbour, Neighbour], load: Load, ranking: Ranking,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for module, name in ((following, "LOOK"), (participants, "QUIET"), (participants, "APART")):
+        monkeypatch.setattr(module, name, 0.01)
+    keep(Ranked.of(ranking))
+    backend = ExpertShards(settle=0.05)
+    async with backend.open(load, pair[1]) as engine:
+        first = engine.held.built
+        street.node("c", *pair[0].held)
+        with trio.fail_after(20):
+            reason = await engine.wait_ended()
+        assert reason == "3 take part now, and it goes over to expert shard 2 of 3"
+        assert engine.is_outdated
+    async with backend.open(load, pair[1]) as engine:
+        assert "expert shard 2 of 3" in engine.describe().notes[-1]
+        assert first is not None
+        assert engine.held.built not in (None, first)
+        assert not first.path.exists()
+        assert len(await answer(engine)) == 8
 
 
 async def test_all_experts_are_served_from_the_file_itself(

@@ -17,7 +17,7 @@ from p2p_mesh.core.experts.shard import ShardRecipe, shard_recipe
 from p2p_mesh.core.gguf import Header, read_header
 from p2p_mesh.core.names import Digest
 from p2p_mesh.core.records import ModelFile
-from p2p_mesh.errors import ModelError
+from p2p_mesh.errors import ModelError, Unavailable
 from p2p_mesh.serve.package.source import read_source
 from p2p_mesh.testing.models import write_model
 from tests.plugins.expert_shards.street import Local, Street
@@ -144,7 +144,7 @@ async def test_shards_that_nobody_uses_go(whole: Whole) -> None:
     assert stage.exists()
     clear(whole)
     assert not used.path.exists()
-    with pytest.raises(ModelError, match="cannot be read"), held(used.path):
+    with pytest.raises(Unavailable, match="cannot be read"), held(used.path):
         pass
 
 

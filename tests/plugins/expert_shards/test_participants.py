@@ -13,10 +13,12 @@ from meshnode_expert_shards.participants import (
     PATIENCE,
     QUIET,
     SETTLE,
+    TRIES,
     Change,
     Division,
     Participant,
     Turn,
+    _counts,
     divide,
     gathered,
     key,
@@ -122,6 +124,15 @@ def test_who_has_too_little_room_is_left_out_and_the_others_go_on() -> None:
     assert [one.peer for one in divided(16, 1, 16).participants] == [A, C]
     assert [one.peer for one in divided(8, 8, 8).participants] == [A, B, C]
     assert [one.peer for one in divided(16, 8, 2, min_mass=0.9).participants] == [A]
+
+
+def test_many_sizes_are_tried_in_few_steps() -> None:
+    people = [Participant(PeerId(f"{number:02}"), EACH * 16 - number) for number in range(40)]
+    counts = _counts(people)
+    assert (len(counts), counts[0], counts[-1]) == (TRIES, 40, 1)
+    assert list(counts) == sorted(counts, reverse=True)
+    assert _counts(people[:3]) == [3, 2, 1]
+    assert _counts(some(8, 8, 8)) == [3]
 
 
 def test_no_parts_at_all_are_explained() -> None:

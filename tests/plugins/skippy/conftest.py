@@ -21,3 +21,10 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
 def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Town:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Town(packages(tmp_path))
+
+
+@pytest.fixture
+def pair(town: Town) -> Town:
+    town.node("a")
+    town.node("b")
+    return town
