@@ -55,6 +55,7 @@ from p2p_mesh.serve.notices import Notices
 from p2p_mesh.serve.opening import Memory, Way, by_backend, by_source
 from p2p_mesh.serve.pulse import Heard, Pulse, Work
 from p2p_mesh.serve.slots import Slots
+from p2p_mesh.serve.version import Version, version
 
 State = Literal["loading", "ready", "failed"]
 
@@ -217,6 +218,10 @@ class Hosted:
         except ModelError as error:
             self._fail(str(error))
 
+    def _version(self) -> Version | None:
+        """Of its file: another one must not be served under its digest."""
+        return version(self.load.model.path) if self.load else None
+
     def _take_part(self, room: int) -> None:
         if room != self.room:
             self.room = room
@@ -224,12 +229,16 @@ class Hosted:
 
     async def _keep(self, way: Way) -> None:
         deaths = waits = 0
+        loaded = self._version()
         while True:
             self._ready_at, self._patience, self.progress = math.inf, trio.CancelScope(), 0.0
             reason = await self._serve(way)
             if self._is_renewed:
                 self._notices.renewed(reason)
                 continue
+            if self._version() != loaded:
+                self._fail(f"{reason}; its file is another one now: unload {self.id}, and load it")
+                return
             is_lasting = way.is_lasting or self.is_waiting
             if not (self._has_served or is_lasting):
                 self._fail(reason)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from random import Random
 
 import msgspec
@@ -223,6 +224,26 @@ async def test_engine_that_dies_again_and_again_is_given_up(autojump_clock: Mock
             await trio.sleep(0.05)
         assert len(echo.engines) == supervisor.MAX_RELOADS + 1
     assert case.events[-1] == "model_failed"
+
+
+async def test_file_that_is_another_one_now_is_not_served_under_the_digest_of_the_first(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"the model")
+    echo = Echo()
+    model = msgspec.structs.replace(LOAD.model, path=str(path))
+    case = Case(echo, wanted=dataclasses.replace(LOAD, model=model))
+    async with case.running() as hosted:
+        echo.engines[-1].die()
+        await trio.sleep(1)
+        assert hosted.state == "ready"
+        path.write_bytes(b"another")
+        echo.engines[-1].die()
+        await trio.sleep(1)
+        assert hosted.state == "failed"
+    assert "its file is another one now: unload m, and load it" in hosted.error
+    assert len(echo.engines) == 2
 
 
 async def test_slots_bound_what_runs_and_the_queue_what_waits(autojump_clock: MockClock) -> None:

@@ -24,7 +24,7 @@ def ranking() -> Ranking:
 
 def parts(keep: int = 6) -> Assignment:
     of = Layout(8, 2, tuple(Layer(number, 2, (Sliced("w", 0, 1),)) for number in (1, 2)))
-    found = assign(ranking(), 3, layout=of, keep=keep)
+    found = assign(ranking(), 3, layout=of, keep=keep, min_mass=0.85)
     assert isinstance(found, Assignment)
     return found
 

@@ -6,7 +6,6 @@ snapshots of recurrent models, is left free.
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from meshnode_llama_cpp.served import Progress, Writer
 from meshnode_flash_moe import footprint, told
 from meshnode_flash_moe.memory import margin
 from meshnode_flash_moe.model import FlashContext, FlashModel
+from p2p_mesh.core.reference import split_names
 from p2p_mesh.errors import ModelError
 
-_SPLIT = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
 _TRUNK = 0.1
 """Of the time that a model loads, what its trunk takes where all experts are read then."""
 
@@ -109,11 +108,7 @@ class FlashWriter(Writer):
 
 def files(path: Path) -> list[Path]:
     """The files that a model is split into, given the first of them."""
-    match = _SPLIT.fullmatch(path.name)
-    if match is None:
-        return [path]
-    stem, count = match[1], int(match[2])
-    return [path.with_name(f"{stem}-{one:05}-of-{count:05}.gguf") for one in range(1, count + 1)]
+    return [path.with_name(name) for name in split_names(path.name)]
 
 
 def _size(path: str | None) -> int:

@@ -161,7 +161,7 @@ def test_without_room_for_two_of_each_there_is_one_of_each() -> None:
     of = layout(used=2)
     made = found(assign(skewed(of), 3, layout=of, keep=32, min_mass=0))  # two of each would take 43
     assert made.overlap == 1
-    assert found(assign(skewed(of), 3, layout=of, keep=48)).overlap == 2
+    assert found(assign(skewed(of), 3, layout=of, keep=48, min_mass=0.85)).overlap == 2
 
 
 @pytest.mark.parametrize("floor", [0.1, 0.85, 0.99])
@@ -179,7 +179,7 @@ def test_two_of_each_are_no_reason_for_worse_answers(floor: float) -> None:
 
 def test_least_mass_is_refused_with_numbers_and_advice() -> None:
     of = layout()
-    why = refused(assign(uniform(MODEL, of), 4, layout=of, keep=32))
+    why = refused(assign(uniform(MODEL, of), 4, layout=of, keep=32, min_mass=0.85))
     assert (why.mass, why.keep) == (0.5, 32)
     assert why.why == (
         "at 4 nodes each would keep 0.50 of the routing with 32 of 64 experts, less than 0.85: "
@@ -195,7 +195,7 @@ def test_mass_just_below_the_floor_is_not_shown_as_the_floor() -> None:
     ) * 32  # the first on both, half of the rest on each
     ranking = replace(uniform(MODEL, of), tokens=1, layers=(
         LayerRanking(layer=0, counts=(1,) * 64, masses=masses),))  # fmt: skip
-    why = refused(assign(ranking, 2, layout=of, keep=48)).why
+    why = refused(assign(ranking, 2, layout=of, keep=48, min_mass=0.85)).why
     assert "would keep 0.84 of the routing with 48 of 64 experts, less than 0.85" in why
 
 

@@ -18,6 +18,8 @@ from tests.plugins.expert_shards.commands.conftest import Run
 
 pytestmark = pytest.mark.usefixtures("ranked")
 
+TWO = "--nodes", "2", "--keep", "48", "--min-mass", "0.85"
+
 
 def computes(path: Path) -> bool:
     """Whether llama.cpp loads it and computes with it."""
@@ -34,8 +36,7 @@ def test_every_node_gets_a_file_that_knows_what_it_is(
     model: Path, tmp_path: Path, run: Run, ranked: Ranking
 ) -> None:
     out = tmp_path / "out"
-    found = json.loads(run("split", model, "--nodes", "2", "--keep", "48", "--output", out,
-                           "--json"))  # fmt: skip
+    found = json.loads(run("split", model, *TWO, "--output", out, "--json"))
     assert [one["node"] for one in found] == [1, 2]
     for one in found:
         path = Path(one["path"])
@@ -50,7 +51,7 @@ def test_every_node_gets_a_file_that_knows_what_it_is(
 
 
 def test_the_file_of_one_node_is_that_of_all(model: Path, tmp_path: Path, run: Run) -> None:
-    words = "split", model, "--nodes", "2", "--keep", "48", "--output"
+    words = "split", model, *TWO, "--output"
     text = run(*words, tmp_path / "all")
     assert "with 48 of 64 experts and" in text
     run(*words, tmp_path / "one", "--node", "2")
@@ -64,8 +65,8 @@ def test_a_package_gives_the_same_experts(model: Path, tmp_path: Path, run: Run)
 
     package = tmp_path / "package"
     assert execute(["package", "build", str(model), "--out", str(package)]) == 0
-    run("plan", package, "--nodes", "2", "--keep", "48")  # empties what was said
-    words = "split", "--nodes", "2", "--keep", "48", "--node", "1", "--json", "--output", tmp_path
+    run("plan", package, *TWO)  # empties what was said
+    words = "split", *TWO, "--node", "1", "--json", "--output", tmp_path
     found = [json.loads(run(*words, one))[0] for one in (model, package)]
     assert found[0]["mass"] == found[1]["mass"]
     assert found[0]["size_bytes"] == found[1]["size_bytes"]
@@ -75,7 +76,7 @@ def test_a_package_gives_the_same_experts(model: Path, tmp_path: Path, run: Run)
 
 
 def test_nothing_is_written_over_by_mistake(model: Path, tmp_path: Path, run: Run) -> None:
-    words = "split", model, "--nodes", "2", "--keep", "48", "--output", tmp_path, "--node", "1"
+    words = "split", model, *TWO, "--output", tmp_path, "--node", "1"
     run(*words)
     assert "is there already; --force writes over it" in run(*words, code=2)
     run(*words, "--force")
@@ -98,7 +99,7 @@ def test_a_node_that_there_is_not_is_refused(model: Path, run: Run) -> None:
 
 
 def test_a_shard_is_not_split_again(model: Path, tmp_path: Path, run: Run) -> None:
-    run("split", model, "--nodes", "2", "--keep", "48", "--output", tmp_path, "--node", "1")
+    run("split", model, *TWO, "--output", tmp_path, "--node", "1")
     text = run("split", tmp_path / "moe.shard-1-of-2.gguf", "--nodes", "2", code=2)
     assert "is an expert shard, which lacks experts" in text
 
@@ -107,7 +108,7 @@ def test_what_cannot_be_written_is_said(
     model: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    words = "split", model, "--nodes", "2", "--keep", "48", "--output"
+    words = "split", model, *TWO, "--output"
     assert "cannot be written" in run(*words, tmp_path / "file" / "x", code=1)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 0))
