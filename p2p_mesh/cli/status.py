@@ -59,12 +59,18 @@ def _show_head(found: dict[str, Any]) -> None:
 def _show_more(models: list[dict[str, Any]]) -> None:
     """What is too long for a column: why a model is not ready, and who holds its layers."""
     for one in models:
-        for text in (*([one["error"]] if one["error"] else []), *one.get("notes", ())):
+        notes = one.get("notes", ())
+        for text in (*([one["error"]] if one["error"] else []), *notes):
             output.line(f"  {one['id']}: {text}")
-        if shard := one.get("shard"):
+        if (shard := one.get("shard")) and not any(map(_tells_shard, notes)):
             output.line(f"  {one['id']}: {_shard(shard)}")
         if measures := one.get("measures"):
             output.line(f"  {one['id']}: {_measured(measures)}")
+
+
+def _tells_shard(note: str) -> bool:
+    """Whether the engine says itself what shard it has, and more of it."""
+    return note.startswith("expert shard")
 
 
 def _shard(shard: dict[str, Any]) -> str:
@@ -78,6 +84,8 @@ def _measured(measures: dict[str, float]) -> str:
     """What an engine has measured: that of a disk in words, anything else by its names."""
     if _OF_DISK - measures.keys():
         return ", ".join(f"{name} {round(value, 4):.15g}" for name, value in measures.items())
+    if not measures["disk_bytes_per_token"]:
+        return f"hit rate {measures['expert_hit_rate']:.0%}, nothing was read from the disk of late"
     return (
         f"hit rate {measures['expert_hit_rate']:.0%}, "
         f"{measures['disk_bytes_per_token'] / 1e6:.0f} MB a token at "

@@ -124,7 +124,10 @@ class Planner:
         others = [
             one.announcement.name or one.peer
             for one in offers
-            if any(model.id == load.model.id for model in one.announcement.models)
+            if any(
+                model.id == load.model.id and model.shard is None
+                for model in one.announcement.models
+            )
         ]
         return [ATTACHED, *others] if self._is_attached(load.model.id) else others
 

@@ -40,6 +40,16 @@ def test_what_the_disk_costs_is_said_in_one_line(capsys: pytest.CaptureFixture[s
     )
 
 
+def test_a_disk_that_is_not_read_is_not_taken_for_a_slow_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measures = {"expert_hit_rate": 1.0, "disk_bytes_per_token": 0.0, "expert_bytes": 16e9,
+                "disk_bandwidth_bytes": 0.0, "disk_wait_share": 0.0}  # fmt: skip
+    _show_more([{"id": "m", "error": "", "measures": measures}])
+    said = "hit rate 100%, nothing was read from the disk of late"
+    assert capsys.readouterr().out == f"  m: {said}\n"
+
+
 def test_other_measures_are_said_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:
     _show_more([{"id": "m", "error": "", "measures": {"warmth": 0.25, "turns": 12_000_000}}])
     assert capsys.readouterr().out == "  m: warmth 0.25, turns 12000000\n"
@@ -49,6 +59,13 @@ def test_shard_says_what_it_keeps(capsys: pytest.CaptureFixture[str]) -> None:
     _show_more([{"id": "m", "error": "", "shard": {"model": "12" * 32, "mass": 0.9123}}])
     said = "an expert shard, with 91.2% of the routing mass of the whole model (121212121212)"
     assert capsys.readouterr().out == f"  m: {said}\n"
+
+
+def test_a_shard_is_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    note = "expert shard 2 of 2: 16 of 32 experts a layer, 0.77 of the routing"
+    shard = {"model": "12" * 32, "mass": 0.77}
+    _show_more([{"id": "m", "error": "", "notes": [note], "shard": shard}])
+    assert capsys.readouterr().out == f"  m: {note}\n"
 
 
 def test_peer_shows_its_models() -> None:

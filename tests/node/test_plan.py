@@ -10,9 +10,9 @@ import pytest
 
 from p2p_mesh.core.costs import PROCESS
 from p2p_mesh.core.inventory import Inventory, Offer
-from p2p_mesh.core.names import ModelId, PeerId
+from p2p_mesh.core.names import Digest, ModelId, PeerId
 from p2p_mesh.core.plans import Stage, Topology, Wanted
-from p2p_mesh.core.records import Announcement, ModelFile, Resources, ServedModel
+from p2p_mesh.core.records import Announcement, ModelFile, Resources, ServedModel, Shard
 from p2p_mesh.errors import ModelError, Unavailable
 from p2p_mesh.node.plan import Planner, flash_here, whole_here
 from p2p_mesh.serve.backend import Fit, Load, Package, Refusal
@@ -225,6 +225,14 @@ async def test_who_serves_it_already_is_told(tmp_path: Path) -> None:
     case.hear(BOB, announced("bob", models=(served,)))
     case.hear(CAROL, announced("", models=(served,)))
     assert (await case.plan())["served_by"] == ["bob", "carol"]
+
+
+async def test_who_serves_a_shard_does_not_serve_the_model_whole(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    shard = Shard(model=Digest("12" * 32), mass=0.9)
+    served = ServedModel(id=ModelId("m"), context=8, slots=1, shard=shard)
+    case.hear(BOB, announced("bob", models=(served,)))
+    assert (await case.plan())["served_by"] == []
 
 
 async def test_no_plan_before_the_node_is_connected_or_without_a_model(tmp_path: Path) -> None:

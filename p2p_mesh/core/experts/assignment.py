@@ -206,7 +206,7 @@ class _Plan:
         return Impossible(
             f"at {_nodes(self._parts)} each would keep {_floored(found.mass)} of the routing with "
             f"{found.keep} of {self._layout.experts} experts, less than {self._floor:.2f}: give "
-            f"each memory for {self._amount(enough)}, with which it would keep "
+            f"each memory for {self._amount(enough)} beside all else, with which it would keep "
             f"{_floored(self._made(enough).mass)}, or accept worse answers (--min-mass)",
             mass=found.mass,
             keep=found.keep,

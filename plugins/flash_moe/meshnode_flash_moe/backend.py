@@ -20,6 +20,9 @@ from p2p_mesh.core.records import ModelFile, Resources
 from p2p_mesh.errors import ModelError
 from p2p_mesh.serve.backend import Fit, Load, Mesh, Refusal
 
+_HUNDREDTH = 10**7
+"""Bytes, of a gigabyte."""
+
 
 class FlashMoe:
     """Mixtures of experts whose trunk fits the memory."""
@@ -99,11 +102,11 @@ def _too_large(load: Load, memory: int, longest: int) -> Refusal:
     model, slots = load.model, load.slots or 1
     trunk, others = trunk_bytes(model), beside(load, longest, slots) - trunk_bytes(model)
     return Refusal(
-        f"{model.id} with its experts on the disk needs {_gigabytes(trunk)} GB for its trunk, "
-        f"{_gigabytes(others)} GB for a context of {longest} tokens and what else it computes "
-        f"with, and {_gigabytes(least_experts(model))} GB for experts, at least; "
-        f"{_gigabytes(memory)} GB may be taken.",
-        f"No less than {_gigabytes(least(load, longest))} GB will do.",
+        f"{model.id} with its experts on the disk needs {_at_least(trunk)} GB for its trunk, "
+        f"{_at_least(others)} GB for a context of {longest} tokens and what else it computes "
+        f"with, and {_at_least(least_experts(model))} GB for experts, at least; "
+        f"{memory // _HUNDREDTH / 100:.2f} GB may be taken.",
+        f"No less than {_at_least(least(load, longest))} GB will do.",
     )
 
 
@@ -119,5 +122,6 @@ def _details(model: ModelFile, resources: Resources, room: Room) -> dict[str, fl
     return {**found, "disk_bandwidth": resources.disk} if resources.disk else found
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f}"
+def _at_least(count: int) -> str:
+    """Gigabytes that are enough: never less than what is meant."""
+    return f"{-(-count // _HUNDREDTH) / 100:.2f}"

@@ -183,8 +183,8 @@ def test_least_mass_is_refused_with_numbers_and_advice() -> None:
     assert (why.mass, why.keep) == (0.5, 32)
     assert why.why == (
         "at 4 nodes each would keep 0.50 of the routing with 32 of 64 experts, less than 0.85: "
-        "give each memory for 64 of 64 experts, 0.64 GB, with which it would keep 1.00, or accept "
-        "worse answers (--min-mass)"
+        "give each memory for 64 of 64 experts, 0.64 GB beside all else, with which it would "
+        "keep 1.00, or accept worse answers (--min-mass)"
     )
 
 

@@ -78,10 +78,10 @@ def test_a_processor_is_all_that_may_be_asked_for() -> None:
 
 def test_a_refusal_gives_figures_and_what_would_do() -> None:
     assert assess(Load(MODEL, memory_limit=3 * GB, context=8192)) == Refusal(
-        "moe with its experts on the disk needs 2.00 GB for its trunk, 1.26 GB for a context of "
+        "moe with its experts on the disk needs 2.00 GB for its trunk, 1.27 GB for a context of "
         "8192 tokens and what else it computes with, and 1.00 GB for experts, at least; "
         "3.00 GB may be taken.",
-        "No less than 4.26 GB will do.",
+        "No less than 4.27 GB will do.",
     )
     enough = least(Load(MODEL, context=8192), 8192)
     assert isinstance(assess(Load(MODEL, memory_limit=enough, context=8192)), Fit)

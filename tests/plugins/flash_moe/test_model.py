@@ -10,7 +10,7 @@ from meshnode_llama_cpp.context import Context, Plan
 from meshnode_llama_cpp.model import Model
 from numpy.typing import NDArray
 
-from p2p_mesh.core.gguf import Header
+from p2p_mesh.core.gguf import Header, Value
 from p2p_mesh.errors import ModelError
 from p2p_mesh.testing.models import write_model
 
@@ -118,6 +118,6 @@ def split(path: Path, folder: Path) -> list[Path]:
 
 
 def test_layers_that_only_guess_ahead_are_left_out() -> None:
-    said = {"general.architecture": "glm4moe", "glm4moe.block_count": 47}
+    said: dict[str, Value] = {"general.architecture": "glm4moe", "glm4moe.block_count": 47}
     assert run_layers(Header(said, ())) == 47
     assert run_layers(Header({**said, "glm4moe.nextn_predict_layers": 1}, ())) == 46

@@ -68,6 +68,9 @@ def command(
     """
     if force and add:
         raise SettingsError("--force forgets what was measured before, and --add adds to it")
+    target = Path(copy).expanduser() if copy is not None else None
+    if target is not None and not target.absolute().parent.is_dir():
+        raise SettingsError(f"{target} cannot be written: its folder is not there")
     wanted = prompt_files.read(Path(prompts).expanduser()) if prompts else prompt_files.bundled()
     mixture = opened(reference)
     known = None if force else mixture.known()
@@ -78,8 +81,8 @@ def command(
         found = _measured(mixture, wanted, **asked)
         ranking = merge(known, found) if known is not None else found
         keep(Ranked.of(ranking))
-    if copy is not None:
-        _copy(ranking, Path(copy).expanduser())
+    if target is not None:
+        _copy(ranking, target)
     if as_json:
         output.as_json(_described(mixture, ranking))
     else:

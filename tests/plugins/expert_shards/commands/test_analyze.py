@@ -61,7 +61,7 @@ def test_options_that_contradict_are_refused(model: Path, run: Run) -> None:
 @pytest.mark.usefixtures("ranked")
 def test_a_copy_that_cannot_be_written_is_said(model: Path, tmp_path: Path, run: Run) -> None:
     text = run("analyze", model, "--output", tmp_path / "none" / "x", code=2)
-    assert "cannot be written" in text
+    assert "cannot be written: its folder is not there" in text
 
 
 @given(SHARES, st.floats(0.01, 0.99))
