@@ -40,7 +40,7 @@ def command(
     Examples:
       meshnode experts split qwen3-30b-a3b-q4_k_m.gguf --nodes 3
       meshnode experts split qwen3-30b-a3b-q4_k_m.gguf --nodes 3 --node 2 --output ~/models
-      meshnode experts split qwen3-30b-a3b-q4_k_m.gguf --nodes 2 --min-mass 0.9 --json | jq .[0].sha256
+      meshnode experts split qwen3-30b-a3b-q4_k_m.gguf --nodes 2 --min-mass 0.9 --json
     """
     numbers = _numbers(node, shares["nodes"])
     mixture, target = opened(reference), Path(folder).expanduser()
