@@ -77,7 +77,8 @@ def command(
       meshnode plan qwen3-30b-a3b-q4_k_m --flash
       meshnode plan qwen3-32b-q4_k_m --json | jq .stages.excluded
     """
-    _check_ways(stages, asked)
+    flags = ("split", "flash", "shards")
+    loads.check_ways({"--stages": stages, **{f"--{one}": asked[one] for one in flags}})
     try:
         client = Client.find(data_dir)
     except Unavailable as error:
@@ -97,16 +98,6 @@ def command(
         for text in _lines(found):
             output.line(text)
     return 1 if _is_hopeless(found) else 0
-
-
-def _check_ways(stages: str | None, asked: dict[str, Any]) -> None:
-    """A model is served in one way; who names two means neither."""
-    ways = {"--stages": stages, **{f"--{one}": asked[one] for one in ("split", "flash", "shards")}}
-    named = [flag for flag, given in ways.items() if given]
-    if named[1:] and named != ["--stages", "--split"]:
-        raise SettingsError(
-            f"{named[-1]} and {named[0]} are two ways to serve a model; leave out one of them"
-        )
 
 
 def _alone(reference: str, context: int | None, slots: int | None) -> Iterator[str]:

@@ -300,7 +300,8 @@ def _references(settings: Settings, *, is_client: bool = False) -> tuple[str, ..
         wrong = next(flag for flag, given in serving.items() if given)
         raise SettingsError(f"--client serves nothing; leave out {wrong}, or --client")
     _check_companions(settings)
-    _check_ways(settings)
+    loads.check_ways({"--split": settings.split, "--stages": settings.stages,
+                      "--flash": settings.flash, "--shards": settings.shards})  # fmt: skip
     if settings.client or is_client or settings.endpoint or settings.standby:
         return settings.model
     return settings.model or (store.DEFAULT_MODEL,)
@@ -318,17 +319,6 @@ def _check_companions(settings: Settings) -> None:
                 f"{flag} belongs to one model: give exactly one --model with it, "
                 f"and serve others by a node of their own"
             )
-
-
-def _check_ways(settings: Settings) -> None:
-    """A model is served in one way; who names two means neither."""
-    ways = {"--split": settings.split, "--stages": settings.stages, "--flash": settings.flash,
-            "--shards": settings.shards}  # fmt: skip
-    named = [flag for flag, given in ways.items() if given]
-    if named[1:] and named != ["--split", "--stages"]:
-        raise SettingsError(
-            f"{named[-1]} and {named[0]} are two ways to serve a model; leave out one of them"
-        )
 
 
 def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:

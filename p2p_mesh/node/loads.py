@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from p2p_mesh.core.records import ModelFile
@@ -62,6 +62,17 @@ def stages(path: str) -> Topology:
     if len(data) > MAX_PLAN:
         raise SettingsError(f"the plan of stages {path} has over {MAX_PLAN} bytes: it is none")
     return read_topology(data, path)
+
+
+def check_ways(given: Mapping[str, object]) -> None:
+    """Raises SettingsError where flags name two ways to serve a model: who names two means neither.
+    A plan of stages is one of `--split`.
+    """
+    named = [flag for flag, value in given.items() if value]
+    if named[1:] and set(named) != {"--split", "--stages"}:
+        raise SettingsError(
+            f"{named[-1]} and {named[0]} are two ways to serve a model; leave out one of them"
+        )
 
 
 def check_stages(settings: Settings, models: Iterable[ModelFile]) -> None:

@@ -115,3 +115,17 @@ def test_plan_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     for path, words in ((bad, "bad.json is no plan"), (large, "bytes"), (gone, "No such file")):
         with pytest.raises(SettingsError, match=words):
             plain(MODEL, Settings(stages=str(path)))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"--split": True, "--stages": "plan.json"}, {"--stages": "plan.json", "--split": True},
+     {"--flash": True, "--shards": False}, {}],
+)  # fmt: skip
+def test_one_way_to_serve_a_model_is_kept_to(given: dict[str, object]) -> None:
+    loads.check_ways(given)
+
+
+def test_two_ways_to_serve_a_model_are_refused() -> None:
+    with pytest.raises(SettingsError, match="--shards and --split are two ways"):
+        loads.check_ways({"--split": True, "--flash": False, "--shards": True})
