@@ -11,7 +11,6 @@ An exception cannot pass through llama.cpp: what goes wrong is kept, and raised 
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -36,17 +35,6 @@ _NUMBER = 4
 """Bytes of a chosen expert's number, and of a weight."""
 
 Chosen = Callable[[int, Sequence[int]], None]
-
-
-class _Shape(ctypes.Structure):
-    """The beginning of struct ggml_tensor."""
-
-    _fields_ = (
-        ("type", ctypes.c_int32),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-    )
 
 
 class Counting:
@@ -123,14 +111,11 @@ class Counting:
         return not self._failure
 
     def _choose(self, layer: int, tensor: int) -> None:
-        """A row of its experts is a part of a row of all, so rows may stand apart."""
-        shape = _Shape.from_address(tensor)
-        rows, used, apart = shape.ne[1], shape.ne[0], shape.nb[1]
-        flat = self._read(tensor, np.int32)
-        if len(flat) * _NUMBER != (rows - 1) * apart + used * _NUMBER:
-            self._failure = f"layer {layer} chose experts in {shape.ne[:]}, {shape.nb[:]}"
+        try:
+            chosen = self._tensors.numbers(tensor)
+        except ValueError as error:
+            self._failure = f"layer {layer} chose experts in another form: {error}"
             return
-        chosen = np.lib.stride_tricks.as_strided(flat, (rows, used), (apart, _NUMBER)).copy()
         if chosen.min() < 0 or chosen.max() >= self._experts:
             self._failure = f"layer {layer} chose an expert that is none: {chosen.max()}"
             return

@@ -109,8 +109,7 @@ class FlashContext(Context):
             used=layout.used,
             room=room,
         )
-        used = {layer.number: layer.used for layer in layout.layers}
-        self._tap = Tap(model.places, experts=layout.experts, used=used, need=self.experts.need)
+        self._tap = Tap(model.places, experts=layout.experts, need=self.experts.need)
         super().__init__(model, plan)
 
     def decode(self) -> None:

@@ -46,7 +46,6 @@ class Reader:
         """`patience`: seconds between two looks whether files are what they were. OSError."""
         self._paths = list(paths)
         self._files = [_open(path, direct=direct) for path in paths]
-        self.direct = all(is_direct for _, is_direct in self._files)
         self.depth = depth
         self._about = [_about(file) for file, _ in self._files]
         self._sizes = [os.fstat(file).st_size for file, _ in self._files]

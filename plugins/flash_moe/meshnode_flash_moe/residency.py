@@ -44,7 +44,7 @@ class Residency:
 
     def __init__(self, sizes: Sequence[int], experts: int, used: int, room: int) -> None:
         """`sizes`: bytes of an expert of each layer. `room`: bytes for all that are in memory."""
-        self.room, self.used = room, used
+        self.room = room
         self.taken = 0
         self._sizes = list(sizes)
         shape = len(sizes), experts

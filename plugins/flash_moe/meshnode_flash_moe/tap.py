@@ -1,19 +1,17 @@
 """Hears from llama.cpp's graph through which experts each row goes, as soon as the router has said
 it, and lets the graph go on when they are in memory.
 
-The node is a view of all experts in the order of their scores: its rows are as far apart as there
-are experts, unless it was computed by itself.
+Behind the last layer that all rows of a call need, those go on that are answered: maybe none.
 """
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from meshnode_llama_cpp.library import L, open_library
+from meshnode_llama_cpp.library import L
 from meshnode_llama_cpp.nodes import WORD, Tensors, head, watcher
 from numpy.typing import NDArray
 
@@ -28,16 +26,11 @@ Need = Callable[[int, NDArray[np.int32]], None]
 
 
 class Tap:
-    """For one context. `places`: of each layer that has experts; `used`: of them by a row."""
+    """For one context. `places`: of each layer that has experts."""
 
-    def __init__(
-        self, places: Mapping[int, int], *, experts: int, used: Mapping[int, int], need: Need
-    ) -> None:
-        self._places, self._experts, self._used = places, experts, used
-        self._need = need
+    def __init__(self, places: Mapping[int, int], *, experts: int, need: Need) -> None:
+        self._places, self._experts, self._need = places, experts, need
         self._tensors = Tensors()
-        self._is_dense = open_library("ggml-base").ggml_is_contiguous
-        self._is_dense.restype, self._is_dense.argtypes = ctypes.c_bool, [ctypes.c_void_p]
         self._names: dict[bytes, int] = {}
         self._heard: set[int] = set()
         self._failure: Exception | None = None
@@ -87,23 +80,14 @@ class Tap:
     def _tell(self, tensor: int) -> bool:
         layer = self._layer(self._tensors.name(tensor))
         try:
-            self._need(self._places[layer], self._ids(tensor, self._used[layer]))
+            self._need(self._places[layer], self._ids(tensor))
         except Exception as error:  # noqa: BLE001  it is raised by `end`: none can pass llama.cpp
             self._failure = error
         self._heard.add(layer)
         return self._failure is None
 
-    def _ids(self, tensor: int, used: int) -> NDArray[np.int32]:
-        size = int(self._tensors.size(tensor))
-        if not size:  # behind the last layer that all rows need, those go on that are answered
-            return np.empty((0, used), np.int32)
-        ids: NDArray[np.int32] = np.empty(size // WORD, np.int32)
-        self._tensors.read(tensor, ids.ctypes.data, 0, size)
-        if self._is_dense(tensor):
-            ids = ids.reshape(-1, used)
-        else:
-            ids = np.append(ids, np.zeros(self._experts - used, np.int32))
-            ids = ids.reshape(-1, self._experts)[:, :used]
+    def _ids(self, tensor: int) -> NDArray[np.int32]:
+        ids = self._tensors.numbers(tensor)
         if ids.size and not 0 <= ids.min() <= ids.max() < self._experts:
             raise ValueError(f"the router chose an expert beyond the {self._experts} there are")
         return ids

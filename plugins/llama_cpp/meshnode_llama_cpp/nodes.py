@@ -13,6 +13,9 @@ import sys
 from collections.abc import Callable, Container
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from meshnode_llama_cpp.library import open_library
 
 WORD = 4
@@ -23,6 +26,17 @@ _ANYWHERE = 1 << 46
 def head(name: bytes) -> int:
     """The first word of a name, as `watcher` compares it."""
     return int.from_bytes(name[:WORD], sys.byteorder)
+
+
+class _Shape(ctypes.Structure):
+    """The beginning of struct ggml_tensor."""
+
+    _fields_ = (
+        ("type", ctypes.c_int32),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+    )
 
 
 class Tensors:
@@ -46,6 +60,21 @@ class Tensors:
 
     def name(self, tensor: int) -> bytes:
         return ctypes.string_at(self._name(tensor))
+
+    def numbers(self, tensor: int) -> NDArray[np.int32]:
+        """The whole numbers of a tensor of rows, which may be a part of longer ones: those of the
+        experts that each row goes through are the first of all, by their scores. ValueError for a
+        tensor of another shape.
+        """
+        shape, size = _Shape.from_address(tensor), int(self.size(tensor))
+        rows, width, apart = shape.ne[1], shape.ne[0], shape.nb[1]
+        if not rows:
+            return np.empty((0, width), np.int32)
+        if size != (rows - 1) * apart + width * WORD:
+            raise ValueError(f"{self.name(tensor)!r} has {size} bytes in {rows} rows of {width}")
+        flat = np.empty(size // WORD, np.int32)
+        self.read(tensor, flat.ctypes.data, 0, size)
+        return np.lib.stride_tricks.as_strided(flat, (rows, width), (apart, WORD)).copy()
 
 
 class _All:

@@ -21,7 +21,7 @@ class Tapped(Context):
         self.heard: list[tuple[int, NDArray[np.int32]]] = []
         self.failure: Exception | None = None
         places = {layer: place for place, layer in enumerate(layers)}
-        self.tap = Tap(places, experts=16, used=dict.fromkeys(layers, 4), need=self.need)
+        self.tap = Tap(places, experts=16, need=self.need)
         model = Model(str(path), name="m", progress=lambda _: None)
         super().__init__(model, Plan(context=64, slots=2, threads=1, rows=16))
 
