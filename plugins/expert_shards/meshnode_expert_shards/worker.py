@@ -7,11 +7,8 @@ process and nothing else; so does a hang-up of whoever started it.
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,9 +17,9 @@ from typing import Any
 from meshnode_llama_cpp.context import Plan
 from meshnode_llama_cpp.frames import Failed, Ready, encode
 from meshnode_llama_cpp.library import start
-from meshnode_llama_cpp.model import Model
+from meshnode_llama_cpp.model import LOAD_MODE_MMAP, Model
 from meshnode_llama_cpp.prompt import Prompts
-from meshnode_llama_cpp.worker import Inbox, limit, limit_memory, tell
+from meshnode_llama_cpp.worker import attend, limit_memory, tell
 
 from meshnode_expert_shards.ahead import Ahead
 from meshnode_expert_shards.counting import Chosen, CountingContext
@@ -38,16 +35,11 @@ SEED = 6
 
 _LONGEST = 1 << 20
 """Tokens that a prompt may have before it is cut."""
-_OPEN_FILES = 1024
 
 
 def main(descriptor: int) -> None:
-    limit(resource.RLIMIT_CORE, 0)
-    limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C: whoever started this hangs up
     connection = socket.socket(fileno=descriptor)
-    inbox = Inbox(connection, commands())
-    threading.Thread(target=inbox.read, daemon=True).start()
+    inbox = attend(connection, commands())
     command = inbox.take()
     assert isinstance(command, Count)
     start()
@@ -64,7 +56,7 @@ class Mapped(Model):
 
     def _load(self, path: str, params: Any) -> Any:
         params.use_extra_bufts = False  # they keep the weights in another order, in memory
-        params.use_mmap = True
+        params.load_mode = LOAD_MODE_MMAP
         return super()._load(path, params)
 
 

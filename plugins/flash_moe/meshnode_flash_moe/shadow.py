@@ -20,11 +20,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from meshnode_llama_cpp.library import L, log
+from meshnode_llama_cpp.model import LOAD_MODE_MMAP
 
 from p2p_mesh.core.gguf import Header, read_header
 from p2p_mesh.errors import ModelError
 
-LOAD_MODE_MMAP = 1  # LLAMA_LOAD_MODE_MMAP
 _BEGINS = b"loading model tensors"
 
 

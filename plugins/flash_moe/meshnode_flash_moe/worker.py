@@ -8,32 +8,23 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
-import signal
 import socket
 import sys
-import threading
 from functools import partial
 from pathlib import Path
 
 from meshnode_llama_cpp.frames import Failed, Ready, encode
 from meshnode_llama_cpp.library import start
-from meshnode_llama_cpp.worker import Inbox, Worker, limit, limit_memory, tell
+from meshnode_llama_cpp.worker import Inbox, Worker, attend, limit_memory, tell
 
 from meshnode_flash_moe.served import FlashWriter, files
 from meshnode_flash_moe.told import Open, commands
 from p2p_mesh.errors import MeshError
 
-_OPEN_FILES = 1024
-
 
 def main(descriptor: int) -> None:
-    limit(resource.RLIMIT_CORE, 0)
-    limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group: the node decides
     connection = socket.socket(fileno=descriptor)
-    inbox = Inbox(connection, commands())
-    threading.Thread(target=inbox.read, daemon=True).start()
+    inbox = attend(connection, commands())
     command = inbox.take()
     assert isinstance(command, Open)
     start()

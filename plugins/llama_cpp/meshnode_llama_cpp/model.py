@@ -15,6 +15,7 @@ from p2p_mesh.errors import ModelError
 Part = Literal["whole", "vocabulary", "layers"]
 """What of a model is loaded: all; no weights; or weights, with or without a vocabulary."""
 
+LOAD_MODE_MMAP = 1  # LLAMA_LOAD_MODE_MMAP
 _NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE
 
 

@@ -43,12 +43,8 @@ _OPEN_FILES = 1024
 
 
 def main(descriptor: int) -> None:
-    limit(resource.RLIMIT_CORE, 0)
-    limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group: the node decides
     connection = socket.socket(fileno=descriptor)
-    inbox = Inbox(connection, frames.commands())
-    threading.Thread(target=inbox.read, daemon=True).start()
+    inbox = attend(connection, frames.commands())
     command = inbox.take()
     assert isinstance(command, frames.Open)
     start()
@@ -66,6 +62,22 @@ def main(descriptor: int) -> None:
     gc.freeze()  # what was made until now stays: the collector need not look it through again
     while True:
         worker.turn()
+
+
+def attend(
+    connection: socket.socket,
+    records: frames.Frames[Any],
+    heard: Callable[[], None] = lambda: None,
+) -> Inbox:
+    """How every worker begins: limited, deaf to ctrl-C, which reaches the whole group (whoever
+    started it decides), and with a thread that reads commands.
+    """
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    inbox = Inbox(connection, records, heard)
+    threading.Thread(target=inbox.read, daemon=True).start()
+    return inbox
 
 
 def limit(kind: int, most: int) -> None:

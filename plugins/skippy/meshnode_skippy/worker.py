@@ -16,11 +16,8 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 
 from meshnode_llama_cpp.drawing import Drawing
@@ -28,7 +25,7 @@ from meshnode_llama_cpp.frames import Failed, Ready, encode
 from meshnode_llama_cpp.grammar import Grammars
 from meshnode_llama_cpp.library import Device, devices, numerics, start
 from meshnode_llama_cpp.model import Model
-from meshnode_llama_cpp.worker import Inbox, Worker, limit, limit_memory, tell
+from meshnode_llama_cpp.worker import Inbox, Worker, attend, limit_memory, tell
 
 from meshnode_skippy.compute import StageContext
 from meshnode_skippy.coordinating import Coordinator, limits, plan
@@ -43,18 +40,13 @@ from p2p_mesh.errors import MeshError, RemoteError
 LOOK = 10.0
 """Seconds without a result after which the first stage looks whether one is lost."""
 
-_OPEN_FILES = 1024
 _TABLE = "token_embd.weight"
 
 
 def main(control: int, ring: int) -> None:
-    limit(resource.RLIMIT_CORE, 0)
-    limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group: the node decides
     connection, bell = socket.socket(fileno=control), Bell()
     hop = Hop(Link(socket.socket(fileno=ring)), bell, connection.sendall)
-    inbox = Inbox(connection, commands(), bell.ring)
-    threading.Thread(target=inbox.read, daemon=True).start()
+    inbox = attend(connection, commands(), bell.ring)
     command = inbox.take()
     assert isinstance(command, OpenStage)
     start()
