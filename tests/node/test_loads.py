@@ -10,7 +10,7 @@ from p2p_mesh.core.names import ModelId, PeerId
 from p2p_mesh.core.records import ModelFile
 from p2p_mesh.core.stages import Stage, Topology
 from p2p_mesh.errors import ModelError, SettingsError
-from p2p_mesh.node.loads import MAX_PLAN, check_stages, load, plain
+from p2p_mesh.node.loads import MAX_PLAN, check_stages, check_ways, load, plain
 from p2p_mesh.settings import Settings
 from p2p_mesh.testing.models import write_model
 from p2p_mesh.testing.projectors import write_projector
@@ -123,9 +123,9 @@ def test_plan_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
      {"--flash": True, "--shards": False}, {}],
 )  # fmt: skip
 def test_one_way_to_serve_a_model_is_kept_to(given: dict[str, object]) -> None:
-    loads.check_ways(given)
+    check_ways(given)
 
 
 def test_two_ways_to_serve_a_model_are_refused() -> None:
     with pytest.raises(SettingsError, match="--shards and --split are two ways"):
-        loads.check_ways({"--split": True, "--flash": False, "--shards": True})
+        check_ways({"--split": True, "--flash": False, "--shards": True})
