@@ -30,7 +30,7 @@ from meshnode_llama_cpp.grammar import Grammars
 from meshnode_llama_cpp.guesses import Guesses, judge
 from meshnode_llama_cpp.model import Model
 from meshnode_llama_cpp.sampling import PENALTY_WINDOW, penalises
-from meshnode_llama_cpp.scheduler import Limits, Pace, compose
+from meshnode_llama_cpp.scheduler import Limits, Pace, compose, group
 from meshnode_llama_cpp.seats import Seats
 from meshnode_llama_cpp.sequence import Sequence, Task
 from meshnode_llama_cpp.steps import Steps
@@ -119,23 +119,28 @@ class Decoder:
         return [one for one in self._live if one.task.number == number]
 
     def step(self) -> list[Outcome]:
-        """Submits a call, if there is something to compute, and takes what has come of those
-        before.
+        """Takes what has come of the calls before. Where there is nothing to tell of them, submits
+        another, if there is something to compute: what is told should not wait for that.
         """
-        self._seat()
-        for sequence in list(self._live):
-            if sequence in self._live and sequence.medium is not None:
-                self._look(sequence)
-        if self._steps.has_room:
-            self._submit()
+        self._hear()
+        if not self._outcomes:
+            self._seat()
+            for sequence in list(self._live):
+                if sequence in self._live and sequence.medium is not None:
+                    self._look(sequence)
+            if self._steps.has_room:
+                self._submit()
+            self._hear()
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def _hear(self) -> None:
         for result in self._steps.results():
             call = self._calls.popleft()
             self._pace.observe(call.writing, call.others, result.seconds)
             for (sequence, fed), drawn in zip(call.fed, result.drawn, strict=True):
                 if sequence in self._live:  # not refused with another choice of its task
                     self._take(sequence, fed, drawn)
-        outcomes, self._outcomes = self._outcomes, []
-        return outcomes
 
     def restart(self) -> None:
         """What was submitted is lost, and the memory is empty: all that is live is read again."""
@@ -154,7 +159,7 @@ class Decoder:
         One that waits for a prefix lets others pass, but not those of its own task.
         """
         waits: set[int] = set()
-        while not self._seats.is_full:
+        while self._queue and not self._seats.is_full:
             seated = Counter(one.task.number for one in self._live)
             free = [one for one in self._queue if one.task.number not in waits]
             if not free:
@@ -233,15 +238,13 @@ class Decoder:
         as `steps` wants, so those who have come back early wait for others. Prompts are read beside
         those who write, in calls that are bounded for them.
         """
-        writing = [one for one in self._live if one.is_writing]
-        ready = [one for one in writing if not one.flying]
-        together = self._steps.together(len(writing))
-        if not writing or len(ready) == len(writing):
-            return sorted(ready, key=lambda one: one.fed)[:together]
+        writing = sorted((one for one in self._live if one.is_writing), key=lambda one: one.slot)
+        if not writing:
+            return []
+        fed = [None if one.flying else one.fed for one in writing]
         calls = sum(call.writing > 0 for call in self._calls)
-        if not ready or (len(ready) < together and calls * together >= len(writing)):
-            return None
-        return sorted(ready, key=lambda one: one.fed)[:together]
+        places = group(fed, self._steps.together(len(writing)), calls)
+        return None if places is None else [writing[place] for place in places]
 
     def _fill(self, ready: list[Sequence]) -> Call:
         outputs = self._steps.outputs - len(self._live)

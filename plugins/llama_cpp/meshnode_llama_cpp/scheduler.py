@@ -10,7 +10,12 @@ Theory of operation:
 3. A prompt that takes less than HICCUP to read is read at once, BURST rows a call, and so are all
    short ones where more of them wait than answers are written: whoever came in a crowd waits for
    the crowd, not for those who came before.
-4. Where nobody writes, prompts fill the call, the oldest first.
+4. Where nobody writes, prompts fill the call, the oldest first. What is left over when a prompt is
+   cut into calls is read first, while there is little before it: llama.cpp takes the attention of
+   fewer than 64 rows row by row, and of more in tiles, which is many times as fast.
+5. Where not all who write go into one call, those go together whose slots follow each other:
+   llama.cpp computes such a run at once, and one run after the other. So they are in groups by
+   slot, and a group goes when all of it can.
 """
 
 from __future__ import annotations
@@ -132,9 +137,31 @@ def compose(turns: Sequence[Turn], limits: Limits, pace: Pace) -> list[int]:
     places, rows = _prompts(turns, len(writing), limits, pace)
     room = min(room, rows)
     for place in places:
-        counts[place] = min(turns[place].unread, turns[place].most, room)
+        unread = turns[place].unread
+        is_alone = room == limits.rows
+        counts[place] = min(_portion(unread, room) if is_alone else unread, turns[place].most, room)
         room -= counts[place]
     return counts
+
+
+def _portion(unread: int, room: int) -> int:
+    """So many that those after them fill their calls."""
+    return min(unread, unread % room or room)
+
+
+def group(fed: Sequence[int | None], together: int, calls: int) -> list[int] | None:
+    """Which of those who write go into the next call; None where it is too early for one. `fed`
+    are the numbers of the calls in which they went last, by their slots; None for one that has not
+    come back. `calls`: those that are on their way.
+    """
+    groups = [range(start, min(start + together, len(fed)))
+              for start in range(0, len(fed), together)]  # fmt: skip
+    back = [[place for place in one if fed[place] is not None] for one in groups]
+    whole = [one for one, all_of_it in zip(back, groups, strict=True) if len(one) == len(all_of_it)]
+    if whole:
+        return min(whole, key=lambda one: min(fed[place] or 0 for place in one))
+    most = max(back, key=len)
+    return most if most and calls < len(groups) else None
 
 
 def _prompts(
@@ -142,7 +169,7 @@ def _prompts(
 ) -> tuple[list[int], int]:
     """Which prompts are read now, and in how many rows all together."""
     reading = [place for place, turn in enumerate(turns) if turn.unread]
-    if not writing:
+    if not writing or not reading:
         return reading, limits.rows
     quick = [place for place in reading if _is_quick(turns[place], pace)]
     if quick:

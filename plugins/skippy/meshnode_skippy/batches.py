@@ -3,7 +3,8 @@
 With b rows a batch and g batches in flight, a token of every sequence takes as long as the slowest
 stage needs for g batches, or as long as one batch needs around the ring, whichever is more. How
 long a batch takes by its rows is measured: two rows may cost more than twice one, or hardly more
-than one. Pure.
+than one. A size is tried, the largest first, where it might be the best by what is known of others:
+between two known ones on a line, below all of them in proportion, above them no slower. Pure.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from dataclasses import dataclass
 
 TRIALS = 3
 """Batches of a size before it is believed."""
+WORTH, LOST = 1.1, 1.5
+"""Of the best: what a size may come to by a guess to be tried, and what it may come to in its first
+trials to be tried once more. A trial costs all who write.
+"""
 AGAIN = 1024
-"""Batches after which sizes that lost are tried anew: streams have grown, machines are busier."""
+"""Batches after which only the last size is believed: streams have grown, machines are busier."""
 _SMOOTH = 0.2
 _OUTLIER = 4.0
 
@@ -24,6 +29,22 @@ class _Size:
     slowest: float
     around: float
     seen: int = 1
+
+    def observe(self, slowest: float, around: float) -> None:
+        """The least of the first trials, so that no hiccup decides; then a moving average."""
+        self.seen += 1
+        if self.seen <= TRIALS:
+            self.slowest, self.around = min(self.slowest, slowest), min(self.around, around)
+        else:
+            self.slowest = _blend(self.slowest, slowest)
+            self.around = _blend(self.around, around)
+
+    def between(self, other: _Size, share: float) -> _Size:
+        """On the line from another size to this one."""
+        return _Size(
+            other.slowest + share * (self.slowest - other.slowest),
+            other.around + share * (self.around - other.around),
+        )
 
 
 class Batches:
@@ -38,33 +59,47 @@ class Batches:
         those around the ring, without what it waited for others before it.
         """
         self._count += 1
-        if self._count % AGAIN == 0:
-            for size in self._sizes.values():
-                size.seen = min(size.seen, TRIALS - 1)
-        known = self._sizes.get(writing)
-        if known is None:
+        if writing in self._sizes:
+            self._sizes[writing].observe(slowest, around)
+        else:
             self._sizes[writing] = _Size(slowest, around)
-            return
-        known.seen += 1
-        known.slowest = _blend(known.slowest, slowest)
-        known.around = _blend(known.around, around)
+        if self._count % AGAIN == 0:
+            self._sizes = {writing: self._sizes[writing]}
 
     def together(self, writing: int) -> int:
         """How many of so many go into a batch now: the best known, or one that is to be tried."""
+        if writing == 1 or not self._sizes:
+            return writing
         sizes = choices(writing)
-        for size in sizes:
-            known = self._sizes.get(size)
-            if known is None or known.seen < TRIALS:
-                return size
-        return min(sizes, key=lambda size: (self._cycle(size, writing), size))
+        cycles = {size: self._cycle(size, writing) for size in sizes}
+        seen = {size: self._sizes[size].seen if size in self._sizes else 0 for size in sizes}
+        best = min((cycles[size] for size in sizes if seen[size]), default=math.inf)
+        tried = [
+            size
+            for size in sizes
+            if seen[size] < TRIALS and cycles[size] <= (LOST if seen[size] else WORTH) * best
+        ]
+        if tried:
+            return min(tried, key=lambda size: (seen[size], -size))
+        return min(sizes, key=lambda size: (cycles[size], size))
 
     def flights(self, writing: int) -> int:
         """Batches in flight when all of them write."""
         return math.ceil(writing / self.together(writing)) if writing else 1
 
     def _cycle(self, size: int, writing: int) -> float:
-        known, flights = self._sizes[size], math.ceil(writing / size)
-        return max(flights * known.slowest, known.around)
+        guessed, flights = self._guess(size), math.ceil(writing / size)
+        return max(flights * guessed.slowest, guessed.around)
+
+    def _guess(self, size: int) -> _Size:
+        """What is known of a size, or to be thought of it."""
+        if size in self._sizes:
+            return self._sizes[size]
+        under = max((one for one in self._sizes if one < size), default=0)
+        over = min((one for one in self._sizes if one > size), default=under)
+        least = self._sizes.get(under, _Size(0.0, 0.0))
+        share = (size - under) / (over - under) if over > under else 1.0
+        return self._sizes[over].between(least, share)
 
 
 def choices(writing: int) -> list[int]:

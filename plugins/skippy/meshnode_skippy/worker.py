@@ -130,8 +130,9 @@ class First:
                 elif not _obeyed(self._hop, command):
                     worker.obey(command)
             sent = self.coordinator.sent
-            has_told = worker.step()
-            is_busy = has_told or self.coordinator.sent != sent
+            while worker.step():
+                pass  # what was told came of a call, and the next one can go
+            is_busy = self.coordinator.sent != sent
 
     def _hear(self, seconds: float | None) -> None:
         """Takes results. What is wrong, or does not come, is for the node to mend."""

@@ -1,6 +1,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from meshnode_llama_cpp.scheduler import AGAIN, BURST, EXACT, STALL, Limits, Pace, Turn, compose
+from meshnode_llama_cpp.scheduler import (
+    AGAIN,
+    BURST,
+    EXACT,
+    STALL,
+    Limits,
+    Pace,
+    Turn,
+    compose,
+    group,
+)
 
 LIMITS = Limits()
 turns = st.builds(
@@ -48,6 +58,66 @@ def test_whoever_writes_gets_a_row_before_anybody_guesses(found: list[Turn]) -> 
 
 def test_prompts_fill_the_call_where_nobody_writes() -> None:
     assert compose([prompt(300), prompt(900)], LIMITS, Pace()) == [300, 212]
+
+
+def test_what_is_left_over_of_a_prompt_is_read_first() -> None:
+    calls, left = [], 1100
+    while left:
+        calls += compose([prompt(left, 1100)], LIMITS, Pace())
+        left -= calls[-1]
+    assert calls == [76, 512, 512]
+
+
+@given(st.integers(1, 10_000), st.integers(1, 600))
+def test_a_prompt_takes_no_more_calls_than_it_must(length: int, rows: int) -> None:
+    calls, left = 0, length
+    while left:
+        left -= compose([prompt(left, length)], Limits(rows), Pace())[0]
+        calls += 1
+    assert calls == -(-length // rows)
+
+
+def test_those_whose_slots_follow_each_other_go_together() -> None:
+    assert group([4, 1, 3, 2], 2, 0) == [0, 1]
+    assert group([4, 5, 3, 2], 2, 0) == [2, 3]
+
+
+def test_a_group_waits_for_its_last() -> None:
+    assert group([1, None, 2, 2], 2, 1) == [2, 3]
+    assert group([1, None, None, None], 2, 2) is None
+
+
+def test_where_too_few_are_on_their_way_a_part_of_a_group_goes() -> None:
+    assert group([None, 1, 1, None, None, None], 3, 1) == [1, 2]
+
+
+def test_nobody_goes_where_nobody_has_come_back() -> None:
+    assert group([None, None], 1, 1) is None
+
+
+@given(st.lists(st.none() | st.integers(0, 9), min_size=1, max_size=20), st.integers(1, 20))
+def test_who_goes_has_come_back_and_is_not_too_many(fed: list[int | None], together: int) -> None:
+    went = group(fed, together, 0)
+    ready = [place for place, call in enumerate(fed) if call is not None]
+    assert bool(went) == bool(ready)
+    assert set(went or ()) <= set(ready)
+    assert len(went or ()) <= together
+
+
+def test_groups_that_are_askew_fall_into_step() -> None:
+    """Whatever goes first, in the end a group is a run of slots."""
+    fed: list[int | None] = [*range(16)]
+    flying = [[1, 2, 3, 9, 12, 13, 14, 15]]
+    for one in flying[0]:
+        fed[one] = None
+    for call in range(16, 40):
+        while len(flying) < 2 and (went := group(fed, 8, len(flying))) is not None:
+            flying.append(went)
+            for one in went:
+                fed[one] = None
+        for one in flying.pop(0):
+            fed[one] = call
+    assert {tuple(one) for one in flying} <= {tuple(range(8)), tuple(range(8, 16))}
 
 
 def test_a_long_prompt_waits_for_who_writes() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import given
 from hypothesis import strategies as st
 from meshnode_skippy.batches import AGAIN, TRIALS, Batches, choices
@@ -25,14 +27,49 @@ def test_choices_cut_evenly_and_hold_the_whole_and_the_single(writing: int) -> N
     assert sizes == sorted(set(sizes), reverse=True)
 
 
-def test_every_size_is_tried_before_one_is_believed() -> None:
-    batches, tried = Batches(), list[int]()
-    while (size := batches.together(4)) not in tried or len(tried) < len(choices(4)) * TRIALS:
-        tried.append(size)
-        batches.observe(size, slowest=1.0, around=2.0)
-        if len(tried) == len(choices(4)) * TRIALS:
-            break
-    assert sorted(set(tried), reverse=True) == choices(4)
+def tried(writing: int, seconds: Callable[[int], float]) -> list[int]:
+    """What goes together until nothing new is tried any more; two stages that take equally long."""
+    batches, sizes = Batches(), list[int]()
+    for _ in range(TRIALS * writing + 1):
+        size = batches.together(writing)
+        sizes.append(size)
+        batches.observe(size, slowest=seconds(size) / 2, around=seconds(size))
+    return sizes
+
+
+def test_the_best_is_believed_after_its_trials() -> None:
+    sizes = tried(2, lambda size: 10.0)  # a second stage would stand still for one batch of both
+    assert sizes[0] == 2
+    assert sizes[-1] == 1
+
+
+def test_what_cannot_win_is_not_tried() -> None:
+    sizes = tried(16, lambda size: 20.0 + 6.5 * size)
+    assert sizes.count(16) == 1  # once is enough to see that it loses
+    assert set(sizes) == {16, 8, 4}
+    assert sizes[-1] == 8
+
+
+def test_a_size_that_may_win_is_tried_some_times() -> None:
+    sizes = tried(16, lambda size: 20.0 + 6.5 * size)
+    assert sizes.count(4) == TRIALS
+
+
+@given(st.integers(1, 32), st.floats(0, 50), st.floats(0.1, 10))
+def test_no_known_size_is_better_than_the_one_that_is_believed(
+    writing: int, first: float, more: float
+) -> None:
+    def cycle(size: int) -> float:
+        seconds = first + more * size
+        return max(-(-writing // size) * seconds / 2, seconds)
+
+    sizes = tried(writing, lambda size: first + more * size)
+    assert cycle(sizes[-1]) <= min(map(cycle, sizes)) * (1 + 1e-9)
+
+
+def test_more_who_write_are_tried_together() -> None:
+    batches = learned(4, dict.fromkeys(choices(4), 10.0))
+    assert batches.together(8) == 8
 
 
 def test_where_two_rows_cost_more_than_twice_one_each_goes_alone() -> None:
@@ -64,6 +101,15 @@ def test_what_lost_is_tried_again() -> None:
     for _ in range(AGAIN):
         batches.observe(1, slowest=0.5, around=1.0)
     assert batches.together(2) == 2
+
+
+def test_a_hiccup_in_a_trial_does_not_decide() -> None:
+    batches = Batches()
+    batches.observe(2, slowest=5.0, around=10.0)
+    for slowest in (5.5, 2.0, 2.0):
+        batches.observe(1, slowest=slowest, around=2 * slowest)
+    batches.observe(2, slowest=5.0, around=10.0)
+    assert batches.together(2) == 1
 
 
 def test_one_hiccup_does_not_decide() -> None:
