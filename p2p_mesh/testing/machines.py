@@ -36,11 +36,11 @@ class Machine:
 
     async def unplug(self) -> None:
         """Nothing arrives any more, and nothing closes."""
-        await _ip("link", "set", self.cable, "down")
+        await run_ip("link", "set", self.cable, "down")
 
     async def plug(self) -> None:
         """What was sent meanwhile is sent again, by those who still wait."""
-        await _ip("link", "set", self.cable, "up")
+        await run_ip("link", "set", self.cable, "up")
 
 
 def is_possible() -> bool:
@@ -60,32 +60,32 @@ async def open_machines(keys: Sequence[str]) -> AsyncIterator[dict[str, Machine]
         for place, key in enumerate(keys, 1)
     }
     try:
-        await _ip("link", "add", switch, "type", "bridge")
-        await _ip("addr", "add", f"{subnet}.254/24", "dev", switch)
-        await _ip("link", "set", switch, "up")
+        await run_ip("link", "add", switch, "type", "bridge")
+        await run_ip("addr", "add", f"{subnet}.254/24", "dev", switch)
+        await run_ip("link", "set", switch, "up")
         for machine in machines.values():
             await _connect(machine, switch)
         yield machines
     finally:
         with trio.CancelScope(shield=True):
             for machine in machines.values():
-                await _ip("netns", "del", machine.namespace, check=False)
+                await run_ip("netns", "del", machine.namespace, check=False)
                 # The kernel takes its time over a namespace; the cable goes at once.
-                await _ip("link", "del", machine.cable, check=False)
-            await _ip("link", "del", switch, check=False)
+                await run_ip("link", "del", machine.cable, check=False)
+            await run_ip("link", "del", switch, check=False)
 
 
 async def _connect(machine: Machine, switch: str) -> None:
-    await _ip("netns", "add", machine.namespace)
-    await _ip("link", "add", machine.cable, "type", "veth",
+    await run_ip("netns", "add", machine.namespace)
+    await run_ip("link", "add", machine.cable, "type", "veth",
               "peer", "name", "eth0", "netns", machine.namespace)  # fmt: skip
-    await _ip("link", "set", machine.cable, "master", switch, "up")
+    await run_ip("link", "set", machine.cable, "master", switch, "up")
     there = ("-n", machine.namespace)
-    await _ip(*there, "addr", "add", f"{machine.address}/24", "dev", "eth0")
-    await _ip(*there, "link", "set", "eth0", "up")
-    await _ip(*there, "link", "set", "lo", "up")
+    await run_ip(*there, "addr", "add", f"{machine.address}/24", "dev", "eth0")
+    await run_ip(*there, "link", "set", "eth0", "up")
+    await run_ip(*there, "link", "set", "lo", "up")
 
 
-async def _ip(*words: str, check: bool = True) -> None:
+async def run_ip(*words: str, check: bool = True) -> None:
     await trio.run_process(["ip", *words], check=check, stdout=subprocess.DEVNULL,
                            stderr=subprocess.DEVNULL)  # fmt: skip

@@ -24,10 +24,11 @@ from figures import Figure
 from load import Server, completion, prefill_rate, speed
 from pairs import Turns
 from peer import Terms, bench_rate, build, run_rpc
-from stages import round_trip, solo_node, split_nodes
+from stages import solo_node, split_nodes
 from told import told_models
 
 from p2p_mesh.settings import cache_dir
+from p2p_mesh.testing.cable import open_cable
 from p2p_mesh.testing.models import Shape
 
 LARGE = Shape(layers=20, width=2048, heads=32, kv_heads=4, feed=5632, vocabulary=32000,
@@ -35,7 +36,9 @@ LARGE = Shape(layers=20, width=2048, heads=32, kv_heads=4, feed=5632, vocabulary
 """A billion parameters: a token takes some 50 ms."""
 STAGES = 2
 EVEN = 0, 7, SHAPE.layers
-"""Where a plan cuts it: the head weighs as much as two layers, and goes with the last ones."""
+"""Where a plan cuts it for answers: the head weighs as much as two layers, and goes with the last
+ones.
+"""
 CONTEXT, SLOTS = 1280, 16
 FEW, ONE = 512, 1
 """Context and slots where there is one stream."""
@@ -46,6 +49,8 @@ WINDOW = 4
 """Tokens that one trip brings, where all guesses are right."""
 ROUND_TRIPS = (5, 20, 50)
 """Milliseconds."""
+PINGS = 41
+"""Of which the median is taken."""
 
 TRANSPORT_WANTED = 900.0
 EFFICIENCY_WANTED = 0.90
@@ -96,19 +101,22 @@ class Bench:
     cache: Path
 
     async def small(self, model: Path) -> Sequence[Figure]:
-        """Where a token is cheap, so that everything beside it shows; and many streams."""
+        """Where a token is cheap, so that everything beside it shows; and many streams. A prompt
+        is read in halves: the head computes one row of it, and weighs nothing.
+        """
         terms = Terms(model, 1, CONTEXT, SLOTS)
         async with (
             run_engines(terms, self.folder) as direct,
             solo_node(self.folder, terms) as solo,
-            split_nodes(self.folder, terms, cuts=EVEN) as split,
         ):
-            return [
-                *await self._transport(direct, solo, split),
-                *await self._streams(direct, solo, split),
-                *await self._prefill(solo, split),
-                _memory_figure(direct),
-            ]
+            async with split_nodes(self.folder, terms, cuts=EVEN) as split:
+                figures = [
+                    *await self._transport(direct, solo, split),
+                    *await self._streams(direct, solo, split),
+                ]
+            async with split_nodes(self.folder, terms, cuts=halves(SHAPE)) as split:
+                figures += await self._prefill(solo, split)
+            return [*figures, _memory_figure(direct)]
 
     async def _transport(self, direct: Direct, solo: Server, split: Server) -> Sequence[Figure]:
         sides: dict[str, Side] = {
@@ -175,7 +183,7 @@ class Bench:
             return _single_figures(await self.turns.rounds("1b", sides, self.plan.singles))
 
     async def law(self, model: Path) -> list[Figure]:
-        """Nodes that are as far apart as the relay makes them."""
+        """Nodes that are as far apart as the cable makes them."""
         told, draft = told_models(self.folder, model)
         terms = Terms(told, 1, FEW, ONE)
         figures: list[Figure] = []
@@ -196,15 +204,18 @@ class Bench:
                 return await direct.decode(prompt=PROMPT, answer=ANSWER)
             return await direct.window(rows=rows, prompt=PROMPT, repeats=ANSWER // rows) / rows
 
-        delay = trip / 2e3
-        async with split_nodes(
-            self.folder, terms, *guessing, cuts=halves(SHAPE), delay=delay
-        ) as split:
+        async def ping(_: Random) -> float:
+            return statistics.median([await cable.round_trip() for _ in range(PINGS)])
+
+        async with (
+            open_cable(delay=trip / 2e3) as cable,
+            split_nodes(self.folder, terms, *guessing, cuts=halves(SHAPE), cable=cable) as split,
+        ):
             await _token_seconds(split, ANSWER, Random())  # it learns what a guess is worth
             sides: dict[str, Side] = {
                 "compute": compute,
                 "split": partial(_token_seconds, split, ANSWER),
-                "trip": partial(round_trip, delay),
+                "trip": ping,
             }
             what = f"{trip} ms away{', guessing' if draft else ''}"
             found = await self.turns.rounds(what, sides, self.plan.laws)
@@ -217,7 +228,7 @@ class Bench:
 
 def overhead(trip: int, window: int, found: Sequence[Round]) -> Figure:
     """What is left of a token's time when computation and its share of the round trip, which
-    brings a window of tokens, are taken away. The round trip is that of the relay, as measured
+    brings a window of tokens, are taken away. The round trip is that of the cable, as measured
     between the runs: its timers are a millisecond coarse.
     """
     spent = _median(found, lambda one: one["split"] - one["compute"] - one["trip"] / window)

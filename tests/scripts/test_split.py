@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import gguf
@@ -14,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts/benches"))
 import grown  # type: ignore[import-not-found]
 import split  # type: ignore[import-not-found]
 import splitproof  # type: ignore[import-not-found]
-import stages  # type: ignore[import-not-found]
 import told  # type: ignore[import-not-found]
 
 from p2p_mesh.testing.models import Shape, write_model
@@ -97,10 +95,6 @@ def test_guesses_share_a_round_trip() -> None:
     figure = split.overhead(20, 4, [{"compute": 0.010, "split": 0.0175, "trip": 0.020}])
     assert (figure.name, figure.holds) == ("draft_overhead_ms_rtt20", False)
     assert figure.value == pytest.approx(2.5)
-
-
-async def test_a_relay_is_measured() -> None:
-    assert await stages.round_trip(0.01, Random(0)) > 0.02
 
 
 def test_total_is_wanted_of_sixteen_streams_alone() -> None:
