@@ -53,12 +53,15 @@ class Batches:
     def __init__(self) -> None:
         self._sizes: dict[int, _Size] = {}
         self._count = 0
+        self._together: dict[int, int] = {}
+        """What was found since the last batch came around: it is asked for often."""
 
     def observe(self, writing: int, *, slowest: float, around: float) -> None:
         """A batch of so many writing rows, and no others: seconds of its slowest stage, and
         those around the ring, without what it waited for others before it.
         """
         self._count += 1
+        self._together.clear()
         if writing in self._sizes:
             self._sizes[writing].observe(slowest, around)
         else:
@@ -68,9 +71,14 @@ class Batches:
 
     def together(self, writing: int) -> int:
         """How many of so many go into a batch now: the best known, or one that is to be tried."""
-        if writing == 1 or not self._sizes:
-            return writing
+        if writing not in self._together:
+            self._together[writing] = self._found(writing)
+        return self._together[writing]
+
+    def _found(self, writing: int) -> int:
         sizes = choices(writing)
+        if len(sizes) == 1 or not self._sizes:
+            return sizes[0]
         cycles = {size: self._cycle(size, writing) for size in sizes}
         seen = {size: self._sizes[size].seen if size in self._sizes else 0 for size in sizes}
         best = min((cycles[size] for size in sizes if seen[size]), default=math.inf)
