@@ -13,6 +13,7 @@
         ├── Overloaded         the queue is full
         ├── Loading            the model is known, and is being loaded
         ├── EngineDied         the engine's process ended in the middle of something
+        ├── HandedOver         another node's expert shard has more of what the prompt needs
         └── BrokenOff          an answer that had begun, and that nobody could go on with
 
 `code` is what travels, in error frames (specs/README.md) and in the `code` of an OpenAI error.
@@ -104,6 +105,12 @@ class EngineDied(Unavailable):
     code = "engine_died"
 
 
+class HandedOver(Unavailable):
+    """`param` is that node's peer id. Only said of a request that asks for it (`weigh`)."""
+
+    code = "handed_over"
+
+
 class BrokenOff(Unavailable):
     code = "answer_broken_off"
 
@@ -112,7 +119,7 @@ _BY_CODE: dict[str, type[MeshError]] = {
     kind.code: kind
     for kind in (
         LocalError, SettingsError, ModelError, RequestError, ContextExceeded, UnknownModel,
-        RemoteError, Refused, Unavailable, Overloaded, Loading, EngineDied, BrokenOff,
+        RemoteError, Refused, Unavailable, Overloaded, Loading, EngineDied, HandedOver, BrokenOff,
     )
 }  # fmt: skip
 

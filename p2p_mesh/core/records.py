@@ -134,6 +134,10 @@ class InferenceRequest(Record, frozen=True, kw_only=True):
     """Where a broken answer is to go on; a choice that is not named begins."""
     asked_at: Count = 0
     """Unix seconds; what a template's `strftime_now` shows."""
+    weigh: bool = False
+    """Its conversation has settled nowhere yet: before the first token an expert shard may say
+    that another holds more of what the prompt needs, and whose (errors.HandedOver).
+    """
 
 
 class Usage(Record, frozen=True, kw_only=True):

@@ -172,6 +172,10 @@ class Candidate:
     """It answers with a part of the model's experts."""
     score: bytes = b""
     """Of this node for the conversation (core/sessions.py); the greatest comes first."""
+    settled: bool = False
+    """The conversation has settled at this shard."""
+    weighs: bool = False
+    """It has settled nowhere: this shard may hand it over to another."""
     speed: float = 0.0
     """Tokens a second of one answer there; 0: nobody knows."""
 

@@ -11,7 +11,7 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from typing import TypeVar
@@ -28,6 +28,7 @@ from p2p_mesh.core.share import Share
 from p2p_mesh.errors import (
     BrokenOff,
     EngineDied,
+    HandedOver,
     Loading,
     MeshError,
     Overloaded,
@@ -116,6 +117,7 @@ class Answers:
         asker = Asker(client, conversation)
         begin = partial(self._soonest, request, asker)
         attempt = await self._try(request, request.id, begin, conversation)
+        self.candidates.settle(request, conversation, attempt.candidate)
         lasting = Lasting(
             request, attempt, partial(self._go_on, asker), partial(self._learn, request)
         )
@@ -155,6 +157,24 @@ class Answers:
     async def _begin(
         self, request: InferenceRequest, asker: Asker, candidate: Candidate
     ) -> Attempt:
+        """The answer of the candidate, or of whom it hands the request to. Raises as `_first`."""
+        try:
+            return await self._first(request, asker, candidate)
+        except HandedOver as told:
+            if not candidate.weighs:
+                raise RemoteError("it hands over what it was asked to answer itself") from told
+            other = self.candidates.handed(request, asker.conversation, candidate, told.param or "")
+        if other is not None:
+            self._handed(candidate, other)
+            try:
+                return await self._first(request, asker, other)
+            except MeshError as error:
+                self._failed(other, error)
+        return await self._first(request, asker, replace(candidate, weighs=False, settled=True))
+
+    async def _first(
+        self, request: InferenceRequest, asker: Asker, candidate: Candidate
+    ) -> Attempt:
         """The candidate's answer, with its first delta. Raises MeshErrors."""
         asked_at = trio.current_time()
         async with AsyncExitStack() as stack:
@@ -170,7 +190,8 @@ class Answers:
     def _open(
         self, request: InferenceRequest, client: str, candidate: Candidate, stack: AsyncExitStack
     ) -> Answer:
-        request = msgspec.structs.replace(request, model=candidate.model)
+        weighs = candidate.weighs and not request.resume
+        request = msgspec.structs.replace(request, model=candidate.model, weigh=weighs)
         if candidate.peer is None:
             return self._here(candidate.model).generate(request, client)
         if self.ask is None:
@@ -214,6 +235,14 @@ class Answers:
     def _learn(self, request: InferenceRequest, last: Delta) -> None:
         assert last.usage is not None
         self.candidates.sizes.learn(request.model, request, last.usage.prompt_tokens)
+
+    def _handed(self, giver: Candidate, other: Candidate) -> None:
+        peers = [one.peer or self.candidates.me for one in (giver, other)]
+        self._journal.info(
+            "answer_handed_over",
+            f"{peers[0]} hands a conversation with {giver.model} over to {peers[1]}, whose shard "
+            f"has more of what it needs", peer=peers[0], model=giver.model, to=peers[1],
+        )  # fmt: skip
 
     # Two at a time
 

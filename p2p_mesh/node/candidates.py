@@ -20,7 +20,7 @@ from p2p_mesh.core.load import PeerLoads
 from p2p_mesh.core.names import ModelId, PeerId, RequestId
 from p2p_mesh.core.records import Held, InferenceRequest, ModelLoad, Query
 from p2p_mesh.core.routing import Candidate, Serving, catalogue, needs, resumers, whole
-from p2p_mesh.core.sessions import rank, score, session
+from p2p_mesh.core.sessions import Settled, rank, score, session
 from p2p_mesh.errors import Loading, MeshError, RequestError, Unavailable, UnknownModel
 from p2p_mesh.front.app import ModelCard
 from p2p_mesh.serve.capabilities import LACKS
@@ -48,6 +48,7 @@ class Candidates:
         self.loads = PeerLoads()
         self.sizes = TokenSizes()
         self._prefixes = Prefixes()
+        self._settled = Settled()
         self._hosted = hosted
         self._inventory = inventory
         self._clock = clock
@@ -155,14 +156,27 @@ class Candidates:
             chain, tokens = links(question), self.sizes.tokens(question.model, question)
         found = [self._candidate(serving, chain) for serving in able]
         if any(one.shard is not None for one in found):
-            key = session(question, conversation)
-            found = [self._placed(one, key) for one in found]
+            found = self._placed(found, question, session(question, conversation))
         return rank(found, turn, tokens)
 
-    def _placed(self, one: Candidate, key: bytes) -> Candidate:
-        """With its score for a conversation, which is the same whichever node is asked."""
-        peer = one.peer or self.me
-        return replace(one, score=score(key, peer)) if peer is not None else one
+    def _placed(
+        self, found: Sequence[Candidate], question: InferenceRequest | Query, key: bytes
+    ) -> list[Candidate]:
+        """With their scores for a conversation, which are the same whichever node is asked, and
+        where it has settled, as far as this node knows.
+        """
+        shards = {one.digest for one in found if one.shard is not None and one.digest is not None}
+        home = self._settled.of(key, shards, trio.current_time())
+        weighs = home is None and len(shards) > 1 and isinstance(question, InferenceRequest)
+        return [
+            replace(
+                one,
+                score=score(key, peer) if (peer := one.peer or self.me) is not None else b"",
+                settled=home is not None and one.digest == home,
+                weighs=weighs and one.digest in shards,
+            )
+            for one in found
+        ]
 
     def _candidate(self, serving: Serving, chain: Sequence[bytes]) -> Candidate:
         peer, model = serving.peer, serving.model
@@ -270,6 +284,29 @@ class Candidates:
         """The node has the prompt in its cache, probably."""
         key = candidate.digest or candidate.model
         self._prefixes.remember(candidate.peer, key, links(request))
+
+    def settle(self, request: InferenceRequest, conversation: str, candidate: Candidate) -> None:
+        """The conversation has begun there, or goes on where it had settled."""
+        if candidate.digest is not None and (candidate.weighs or candidate.settled):
+            key = session(request, conversation)
+            self._settled.settle(key, candidate.digest, trio.current_time())
+
+    def handed(
+        self, request: InferenceRequest, conversation: str, giver: Candidate, peer: str
+    ) -> Candidate | None:
+        """`giver` says that the shard of that peer holds more of what the prompt needs: the one to
+        ask instead, where it can begin soon enough; None: the giver again.
+        """
+        try:
+            ranked = self.of(request, request.id, conversation)
+            told = [one for one in ranked if one.weighs and (one.peer or self.me) == peer]
+            if not told or told[0].peer == giver.peer:
+                return None
+            self.settle(request, conversation, told[0])
+            first = self.of(request, request.id, conversation)[0]
+        except MeshError:  # nobody has the model any longer
+            return None
+        return first if first.peer == told[0].peer else None
 
     def forget(self, peer: PeerId) -> None:
         """The peer is gone; what it had in its cache too."""

@@ -20,7 +20,18 @@ from p2p_mesh.core.records import (
 )
 from p2p_mesh.core.routing import Candidate
 from p2p_mesh.core.routing import rank as rank_by_time
-from p2p_mesh.core.sessions import BEGINNING, DELAY, LATE, LESS, rank, score, session
+from p2p_mesh.core.sessions import (
+    BEGINNING,
+    DELAY,
+    KEPT,
+    LATE,
+    LESS,
+    MOST_SETTLED,
+    Settled,
+    rank,
+    score,
+    session,
+)
 
 M = ModelId("m")
 R = RequestId("r")
@@ -230,6 +241,7 @@ CANDIDATES = st.builds(
     cached=st.floats(0, 1),
     shard=st.none() | st.builds(Shard, model=st.just(WHOLE), mass=st.floats(0, 1)),
     score=st.binary(min_size=16, max_size=16),
+    settled=st.booleans(),
     speed=st.floats(0, 1e9),
 )
 
@@ -247,3 +259,59 @@ def test_nobody_waits_long_for_the_home(here: float, there: float) -> None:
     first, second, _ = nodes_of()
     asked = rank([replace(first, rtt=here), replace(second, rtt=there)], R)[0]
     assert asked.rtt <= LATE * min(here, there) + DELAY
+
+
+C = session(text("c"))
+FILE, OTHER = Digest("2" * 64), Digest("3" * 64)
+
+
+def test_shard_where_it_has_settled_goes_first_whatever_the_hash_says() -> None:
+    first, second, third = nodes_of()
+    rich = replace(second, shard=Shard(model=WHOLE, mass=0.9 + 1.5 * LESS))
+    home = replace(third, settled=True)
+    assert rank([first, rich, home], R) == (home, rich, first)
+
+
+def test_where_it_has_settled_is_passed_over_as_any_home_is() -> None:
+    first, second, third = nodes_of()
+    home = replace(third, settled=True)
+    full, away = replace(home, active=2, whole=20.0), replace(home, suspect=True)
+    assert rank([first, second, full], R) == (first, second, full)
+    assert rank([first, second, away], R) == (first, second, away)
+    assert rank([first, second, home, whole("w", rtt=0.2)], R)[0].peer == "w"
+
+
+def test_conversation_settles_and_may_settle_anew() -> None:
+    settled = Settled()
+    assert settled.of(C, {FILE}, 0.0) is None
+    settled.settle(C, FILE, 0.0)
+    assert settled.of(C, {FILE, OTHER}, 1.0) == FILE
+    settled.settle(C, OTHER, 2.0)
+    assert settled.of(C, {FILE, OTHER}, 3.0) == OTHER
+    assert settled.of(session(text("d")), {FILE, OTHER}, 3.0) is None
+
+
+def test_shard_that_is_gone_is_a_home_no_longer() -> None:
+    settled = Settled()
+    settled.settle(C, FILE, 0.0)
+    assert settled.of(C, {OTHER}, 1.0) is None
+    assert settled.of(C, {FILE}, 2.0) is None, "it begins anew, and does not come back"
+
+
+def test_conversation_is_forgotten_after_its_last_request() -> None:
+    settled = Settled()
+    settled.settle(C, FILE, 0.0)
+    settled.settle(C, FILE, KEPT)
+    assert settled.of(C, {FILE}, 2 * KEPT) == FILE
+    assert settled.of(C, {FILE}, 2 * KEPT + 1) is None
+
+
+@settings(deadline=None, max_examples=5)
+@given(st.integers(1, 50))
+def test_oldest_conversations_are_forgotten_where_there_are_too_many(more: int) -> None:
+    settled = Settled()
+    for number in range(MOST_SETTLED + more):
+        settled.settle(number.to_bytes(16), FILE, float(number) / MOST_SETTLED)
+    now = 2.0
+    known = [settled.of(number.to_bytes(16), {FILE}, now) for number in range(MOST_SETTLED + more)]
+    assert known == [None] * more + [FILE] * MOST_SETTLED

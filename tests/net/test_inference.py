@@ -28,6 +28,7 @@ from p2p_mesh.core.records import (
 from p2p_mesh.core.wire import Ask, Cancel, End, ErrorMessage, Found, Grew, Look, encode
 from p2p_mesh.errors import (
     EngineDied,
+    HandedOver,
     MeshError,
     Overloaded,
     RemoteError,
@@ -161,6 +162,7 @@ async def test_stream_that_does_not_end_is_reset(autojump_clock: Clock) -> None:
         UnknownModel("no such model"),
         RequestError("too long", param="messages"),
         Overloaded("full", retry_after=3.0),
+        HandedOver("another has more", param="peer"),
         EngineDied("it died"),
     ],
 )

@@ -25,7 +25,14 @@ from p2p_mesh.core.records import (
     TextPrompt,
     Usage,
 )
-from p2p_mesh.errors import BrokenOff, EngineDied, Overloaded, RequestError, Unavailable
+from p2p_mesh.errors import (
+    BrokenOff,
+    EngineDied,
+    HandedOver,
+    Overloaded,
+    RequestError,
+    Unavailable,
+)
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.node.answers import PATIENCE, STREAMS, Answers
 from p2p_mesh.node.attempts import TIMES
@@ -449,3 +456,145 @@ async def test_shard_goes_on_where_the_whole_model_dies() -> None:
     shards(world, "a")
     assert await world.text() == WHOLE
     assert part.asked[0].resume
+
+
+class Giver(Speaker):
+    """A shard that hands over to another what it may, and says what it must."""
+
+    def __init__(self, to: str, *, fails_after: int | None = None) -> None:
+        super().__init__(fails_after=fails_after)
+        self.to = to
+
+    async def _speak(self, request: InferenceRequest) -> AsyncIterator[Delta]:
+        if request.weigh:
+            raise HandedOver("the shard of another has more", param=self.to)
+        async for delta in super()._speak(request):
+            yield delta
+
+
+def about(conversation: int) -> InferenceRequest:
+    prompt = TextPrompt(text=f"conversation {conversation}")
+    return msgspec.structs.replace(ASKED, prompt=prompt)
+
+
+def asked_of(*speakers: Speaker) -> list[list[bool]]:
+    """Of each: which of its requests it might have handed over."""
+    return [[one.weigh for one in speaker.asked] for speaker in speakers]
+
+
+async def told(world: World, conversation: int) -> None:
+    assert await world.text(about(conversation)) == WHOLE
+
+
+async def test_conversation_begins_and_goes_on_where_it_was_handed_over() -> None:
+    gives, takes = Giver("b"), Speaker()
+    world = World(a=gives, b=takes)
+    shards(world, "a", "b")
+    for conversation in range(20):
+        await told(world, conversation)
+    begun = len(gives.asked)
+    assert begun > 3, "it is the home of some of them"
+    assert asked_of(gives) == [[True] * begun]
+    assert len(takes.asked) == 20
+    for conversation in range(20):
+        await told(world, conversation)
+    assert len(gives.asked) == begun
+    assert not any(one.weigh for one in takes.asked[20:])
+    entries = world.events("answer_handed_over")
+    assert len(entries) == begun
+    assert (entries[0].fields["peer"], entries[0].fields["to"]) == ("a", "b")
+    assert not world.events("answer_failed")
+    assert not world.inventory.is_suspect(PeerId("a"))
+    assert (gives.under_way, takes.under_way) == (0, 0)
+
+
+async def test_shard_that_hands_over_each_to_the_other_is_asked_again_by_nobody() -> None:
+    a, b = Giver("b"), Giver("a")
+    world = World(a=a, b=b)
+    shards(world, "a", "b")
+    await told(world, 1)
+    assert sorted(asked_of(a, b)) == [[False], [True]]
+    await told(world, 1)
+    assert sorted(asked_of(a, b)) == [[False, False], [True]]
+
+
+@pytest.mark.parametrize("to", ["z", "a", ""])
+async def test_shard_that_names_nobody_who_is_there_answers_itself(to: str) -> None:
+    gives = Giver(to)
+    world = World(a=gives, b=Speaker())
+    shards(world, "a", "b")
+    for conversation in range(10):
+        await told(world, conversation)
+    for marks in asked_of(gives):
+        assert marks == [True, False] * (len(marks) // 2)
+    assert not world.events("answer_failed")
+
+
+async def test_shard_that_is_not_there_any_more_is_passed_over_and_the_giver_answers() -> None:
+    gives, dead = Giver("b"), Speaker(fails_after=0)
+    world = World(a=gives, b=dead)
+    shards(world, "a", "b")
+    conversation = next(n for n in range(20) if begins_at(world, n, "a"))
+    gives.asked.clear()
+    await told(world, conversation)
+    assert asked_of(gives, dead)[0] == [True, False]
+    assert len(dead.asked) == 1
+    assert world.inventory.is_suspect(PeerId("b"))
+    assert not world.inventory.is_suspect(PeerId("a"))
+    world.inventory.trust(PeerId("b"))
+    await told(world, conversation)
+    assert len(dead.asked) == 1, "it stays where it began"
+
+
+def begins_at(world: World, conversation: int, peer: str) -> bool:
+    asked = about(conversation)
+    return world.answers.candidates.of(asked, asked.id)[0].peer == peer
+
+
+async def test_busy_shard_is_not_waited_for() -> None:
+    gives, busy = Giver("b"), Speaker()
+    world = World(a=gives, b=busy)
+    shards(world, "a", "b")
+    load = ModelLoad(model=ModelId("m"), slots=2, active=2, queued=9, whole=10.0)
+    world.answers.candidates.heard_load(PeerId("b"), [load])
+    await told(world, 1)
+    assert asked_of(gives, busy) == [[True, False], []]
+
+
+async def test_peer_that_hands_over_what_it_must_answer_itself_has_failed() -> None:
+    class Stubborn(Speaker):
+        async def _speak(self, request: InferenceRequest) -> AsyncIterator[Delta]:
+            raise HandedOver("no", param="b")
+            yield Delta()
+
+    stubborn, other = Stubborn(), Speaker()
+    world = World(a=stubborn, b=other)
+    shards(world, "a")
+    world.announce("b", MODEL, 2)
+    world.inventory.suspect(PeerId("b"))
+    assert await world.text() == WHOLE
+    assert asked_of(stubborn) == [[False]], "there is no other shard"
+    assert world.inventory.is_suspect(PeerId("a"))
+
+
+async def test_shard_here_hands_over_to_a_peer_and_a_peer_to_the_shard_here() -> None:
+    for here, there, heard in ((Giver("b"), Speaker(), "b"), (Speaker(), Giver("me"), "me")):
+        world = World(here, b=there)
+        world.answers.candidates.me = PeerId("me")
+        shards(world, "b")
+        part = Shard(model=Digest("1" * 64), mass=0.9)
+        mine = msgspec.structs.replace(MODEL, digest=Digest("9" * 64), shard=part)
+        world.hosted["m"].served = lambda mine=mine: mine
+        for conversation in range(20):
+            await told(world, conversation)
+        assert {entry.fields["to"] for entry in world.events("answer_handed_over")} == {heard}
+
+
+@pytest.mark.parametrize("said", range(1, len(WORDS)))
+async def test_answer_that_breaks_after_it_was_handed_over_goes_on(said: int) -> None:
+    gives, dies = Giver("b"), Speaker(fails_after=said)
+    world = World(a=gives, b=dies)
+    shards(world, "a", "b")
+    await told(world, 1)
+    assert asked_of(gives)[0][-1] is False
+    assert gives.asked[-1].resume

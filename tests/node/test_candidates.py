@@ -21,6 +21,7 @@ from p2p_mesh.core.records import (
     ServedModel,
     Shard,
     TextPrompt,
+    TokenizeQuery,
 )
 from p2p_mesh.core.routing import Candidate
 from p2p_mesh.node.candidates import Candidates
@@ -211,3 +212,52 @@ def serving(model: ServedModel) -> Any:
     here.active = here.queued = 0
     here.served = lambda: model
     return here
+
+
+async def test_conversation_that_has_settled_nowhere_may_be_handed_over() -> None:
+    candidates = known(serves=SHARDS)
+    assert {one.weighs for one in candidates.of(asks(1), RequestId("1"))} == {True}
+    whole_too = known(PeerId("c"), serves=SHARDS).of(asks(1), RequestId("1"))
+    assert {one.peer for one in whole_too if one.weighs} == {A, B}
+    alone = known(PeerId("c"), serves={A: SHARDS[A]}).of(asks(1), RequestId("1"))
+    assert not any(one.weighs for one in alone)
+    query = TokenizeQuery(model=M, prompt=TextPrompt(text="conversation 1"))
+    queries = candidates.of(query, RequestId("1"))
+    assert not any(one.weighs for one in queries)
+
+
+async def test_conversation_stays_where_it_has_settled_whatever_the_hash_says() -> None:
+    candidates = known(serves=SHARDS)
+    home, other = candidates.of(asks(1), RequestId("1"))
+    candidates.settle(asks(1), "", other)
+    assert order(candidates, asks(1)) == [other.peer, home.peer]
+    first, second = candidates.of(asks(1), RequestId("1"))
+    assert (first.settled, first.weighs, second.settled, second.weighs) == (True, False) + (
+        False,
+    ) * 2
+    candidates.settle(asks(1), "", second)
+    assert order(candidates, asks(1)) == [other.peer, home.peer], "one that stands in is no home"
+    assert candidates.of(asks(1), RequestId("1"), "mine")[0].weighs, "another conversation"
+
+
+async def test_shard_that_is_named_is_asked_where_it_is_soon_enough() -> None:
+    candidates = known(serves=SHARDS)
+    giver, other = candidates.of(asks(1), RequestId("1"))
+    for named in ("c", giver.peer or "", ""):
+        assert candidates.handed(asks(1), "", giver, named) is None
+    found = candidates.handed(asks(1), "", giver, other.peer or "")
+    assert found is not None
+    assert (found.peer, found.settled, found.weighs) == (other.peer, True, False)
+
+
+async def test_shard_that_is_named_and_busy_is_not_waited_for() -> None:
+    candidates = known(serves=SHARDS)
+    giver, other = candidates.of(asks(1), RequestId("1"))
+    assert other.peer is not None
+    candidates.heard_load(other.peer, [ModelLoad(model=M, slots=2, active=2, queued=2, whole=9.0)])
+    assert candidates.handed(asks(1), "", giver, other.peer) is None
+
+
+async def test_nobody_is_asked_for_a_model_that_is_gone() -> None:
+    (giver, _) = known(serves=SHARDS).of(asks(1), RequestId("1"))
+    assert known().handed(asks(1), "", giver, "b") is None

@@ -38,7 +38,7 @@ from p2p_mesh.core.health import Down, Ping, Pong
 from p2p_mesh.core.inventory import Announced, AskSnapshot, read
 from p2p_mesh.core.invite import Credential, check, join, read_token, redeemed, unseal
 from p2p_mesh.core.names import Digest, PeerId, mesh_id, peer_id
-from p2p_mesh.core.records import Announcement, ServedModel, Shard
+from p2p_mesh.core.records import Announcement, InferenceRequest, ServedModel, Shard
 from p2p_mesh.core.revocation import read_revocation
 from p2p_mesh.core.signature import Signed, public_bytes
 from p2p_mesh.core.wire import (
@@ -54,6 +54,7 @@ from p2p_mesh.core.wire import (
     encode,
     frame,
 )
+from p2p_mesh.errors import HandedOver, MeshError
 
 FOLDER = Path(__file__).parents[2] / "specs" / "vectors"
 
@@ -99,6 +100,8 @@ FRAMES = [
     ("inference", "end_frame", End),
     ("inference", "ask_choices_frame", Ask),
     ("inference", "delta_choices_frame", Grew),
+    ("inference", "ask_weigh_frame", Ask),
+    ("inference", "error_handed_frame", ErrorMessage),
     ("inference", "ask_text_frame", Ask),
     ("inference", "look_embed_frame", Look),
     ("inference", "look_rerank_frame", Look),
@@ -235,3 +238,17 @@ def test_session_and_score_are_those_of_the_page() -> None:
     node = peer_id(public_bytes(key("node")))
     score = hashlib.blake2b(node.encode(), digest_size=16, key=begun).digest()
     assert page["score"] == score.hex()
+
+
+def test_request_may_be_handed_over_to_a_node() -> None:
+    found = vectors("inference")
+    frames = Frames(limit=100_000)
+    for name in ("ask_frame", "ask_weigh_frame", "error_handed_frame"):
+        frames.feed(bytes.fromhex(found[name]))
+    plain, weighed, handed = frames
+    asked: InferenceRequest = decode(weighed, Ask).request
+    assert asked.weigh
+    assert msgspec.structs.replace(asked, weigh=False) == decode(plain, Ask).request
+    error: MeshError = decode(handed, ErrorMessage).error()
+    assert type(error) is HandedOver
+    assert error.param == vectors("admission")["peer_id"]

@@ -6,7 +6,8 @@ Theory of operation:
    node announces that, and so takes part.
 2. `open` finds the best ranking of the model's experts that there is, and deals them out to all who
    take part (participants.py). The file of this node's part is built from the package, by ranges
-   (building.py), and served by llama.cpp's engine as the whole model, alone.
+   (building.py), and served by llama.cpp's engine as the whole model, alone. With the routers of
+   the whole model it sees which node's part a prompt needs most, and hands it over (serving.py).
 3. While it is served, who takes part is followed (following.py). Where this node is to have another
    part, its engine ends, and is opened again at once.
 """
@@ -14,13 +15,13 @@ Theory of operation:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import trio
-from meshnode_llama_cpp.engine import run_engine
+from meshnode_llama_cpp.engine import LlamaEngine, run_engine
 from meshnode_llama_cpp.memory import need
 from meshnode_llama_cpp.process import threads
 from msgspec import structs
@@ -34,6 +35,7 @@ from meshnode_expert_shards.frames import Count
 from meshnode_expert_shards.memory import seat
 from meshnode_expert_shards.participants import SETTLE, Division
 from meshnode_expert_shards.rankings import BACKEND, RANKING, Ranked
+from meshnode_expert_shards.running import run_shard
 from p2p_mesh.core.experts.assignment import Impossible
 from p2p_mesh.core.experts.speed import token_bytes
 from p2p_mesh.core.records import ModelFile, Resources
@@ -143,11 +145,20 @@ class ExpertShards:
 async def _engine(
     load: Load, shard: ModelFile, found: Fit, part: Held
 ) -> AsyncIterator[ShardEngine]:
-    progress = partial(between, load.progress, BUILT, 1.0)
-    with held(part.built.path) if part.built else nullcontext():
+    load = replace(load, model=shard, progress=partial(between, load.progress, BUILT, 1.0))
+    with ExitStack() as stack:
+        for one in (part.built, part.routers):
+            if one is not None:
+                stack.enter_context(held(one.path))
         await trio.to_thread.run_sync(clear, part.whole)
-        async with run_engine(replace(load, model=shard, progress=progress), found) as inner:
+        async with _inner(load, found, part) as inner:
             yield ShardEngine(inner, part)
+
+
+def _inner(load: Load, found: Fit, part: Held) -> AbstractAsyncContextManager[LlamaEngine]:
+    if part.routers is None:
+        return run_engine(load, found)
+    return run_shard(load, found, part.routers.path, part.parts)
 
 
 @asynccontextmanager

@@ -2,7 +2,8 @@
 
 Of each artifact the header is fetched, then just those ranges that the shard takes: no node needs
 the whole. The file is kept in the cache beside the stages that are composed of the package, named
-after its experts, and used again; those that no node uses any longer are removed.
+after its experts, and used again; those that no node uses any longer are removed. The routers of
+the whole model are a file like these.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import trio
 
 from meshnode_expert_shards.composing import Composed, Source, compose, size_of
 from p2p_mesh.core.experts.layout import Layout, layout
+from p2p_mesh.core.experts.routers import router_recipe
 from p2p_mesh.core.experts.shard import ShardRecipe, obstacle
 from p2p_mesh.core.gguf import Header, read_header
 from p2p_mesh.core.names import Digest
@@ -34,6 +36,8 @@ MOST_HEADER = 64 << 20
 """and at last."""
 STUDIED, FETCHED = 0.1, 0.6
 """The shares at which the headers are here, and then what the shard takes."""
+ROUTERS = "routers"
+"""The name of the file that has those of the whole model."""
 
 Progress = Callable[[float], None]
 Read = Callable[[int, int], bytes]
@@ -163,6 +167,14 @@ async def build(whole: Whole, recipe: ShardRecipe, name: str, progress: Progress
         return await trio.to_thread.run_sync(
             writing.write, partial(between, progress, FETCHED, 1.0)
         )
+
+
+async def build_routers(whole: Whole) -> Built | None:
+    """The routers of the whole model; None where they are in a form that is not read. Raises as
+    `build` does.
+    """
+    recipe = await trio.to_thread.run_sync(router_recipe, whole.header, whole.layout)
+    return None if recipe is None else await build(whole, recipe, ROUTERS, lambda _: None)
 
 
 def between(progress: Progress, low: float, high: float, share: float) -> None:

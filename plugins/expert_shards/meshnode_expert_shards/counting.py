@@ -30,7 +30,8 @@ WEIGHTS = (b"ffn_moe_weights", b"ffn_moe_weights_softmax", b"ffn_moe_weights_nor
            b"ffn_moe_weights_scaled")  # fmt: skip
 """A graph computes them in this order, each of the one before."""
 
-_NAME = re.compile(rb"(ffn_moe_(?:topk|weights(?:_softmax|_norm|_scaled)?))-(\d{1,5})")
+NODE = re.compile(rb"(ffn_moe_(?:topk|weights(?:_softmax|_norm|_scaled)?))-(\d{1,5})")
+"""What the nodes are called that tell something, and of which layer they are."""
 _NUMBER = 4
 """Bytes of a chosen expert's number, and of a weight."""
 
@@ -151,7 +152,7 @@ def _layers(names: Iterable[bytes]) -> dict[int, set[bytes]]:
     """The nodes that tell something, by their layers."""
     found: dict[int, set[bytes]] = {}
     for name in names:
-        if match := _NAME.fullmatch(name):
+        if match := NODE.fullmatch(name):
             found.setdefault(int(match[2]), set()).add(match[1])
     return {layer: kinds for layer, kinds in found.items() if {CHOSEN, WEIGHTS[0]} <= kinds}
 

@@ -14,6 +14,8 @@ from meshnode_llama_cpp.engine import LlamaEngine
 
 from meshnode_expert_shards.building import Built, Whole
 from meshnode_expert_shards.participants import Division
+from meshnode_expert_shards.parts import Parts, parts_of
+from meshnode_expert_shards.running import WeighingEngine
 from p2p_mesh.core.experts.assignment import Part
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply, Shard
@@ -32,6 +34,8 @@ class Held:
     peer: PeerId
     built: Built | None
     """None: it is the whole file."""
+    routers: Built | None = None
+    """Those of the whole model, beside a shard. None: prompts are not weighed."""
 
     @property
     def number(self) -> int:
@@ -42,6 +46,10 @@ class Held:
     @property
     def part(self) -> Part:
         return self.division.assignment.parts[self.number]
+
+    @property
+    def parts(self) -> Parts:
+        return parts_of(self.division, self.peer, self.whole.layout.experts)
 
     @property
     def note(self) -> str:
@@ -107,6 +115,12 @@ class ShardEngine:
 
     async def close(self) -> None:
         await self._inner.close()
+
+    def divided(self, division: Division) -> None:
+        """Others take part now, and this node has the part that it had."""
+        self.held = replace(self.held, division=division)
+        if isinstance(self._inner, WeighingEngine):
+            self._inner.deal(self.held.parts)
 
     async def renew(self, reason: str) -> None:
         """Ends, so as to be opened anew."""

@@ -8,12 +8,12 @@ that it had.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeGuard
 
 import trio
 
-from meshnode_expert_shards.building import Built, Whole, build, place
+from meshnode_expert_shards.building import Built, Whole, build, build_routers, place
 from meshnode_expert_shards.engine import Held, ShardEngine
 from meshnode_expert_shards.participants import (
     SETTLE,
@@ -122,7 +122,15 @@ class Follower:
         name = key(whole.digest, part, number, parts)
         built: Built = await build(whole, recipe, name, progress)
         assert built.path == place(whole, name)
-        return Held(whole, division, peer, built)
+        return Held(whole, division, peer, built, await self._routers())
+
+    async def _routers(self) -> Built | None:
+        """Those of the whole model; without them a shard serves as well, and weighs nothing."""
+        try:
+            return await build_routers(self._whole)
+        except MeshError as error:
+            self._mesh.say("routers_missing", f"prompts are not weighed: {error}")
+            return None
 
     async def follow(
         self, engine: ShardEngine, known: Known, renewed: Callable[[Known], None]
@@ -160,7 +168,7 @@ class Follower:
             return False
         if part.experts != engine.held.part.experts:
             return True
-        engine.held = replace(engine.held, division=found)
+        engine.divided(found)
         return False
 
     async def _prepare(

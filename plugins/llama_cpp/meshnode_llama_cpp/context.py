@@ -69,6 +69,11 @@ class Rows:
     def clear(self) -> None:
         self.batch.n_tokens = 0
 
+    @property
+    def owners(self) -> list[int]:
+        """The slot of each row."""
+        return list(self._owners[: self.batch.n_tokens])
+
     def add(self, slot: int, position: int, tokens: list[int], *, outputs: int) -> int:
         """Rows of one sequence, of which the last `outputs` are answered; returns the first of
         those. Slots come in rising order: what follows one another shares a graph.

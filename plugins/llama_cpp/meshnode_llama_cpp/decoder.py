@@ -118,6 +118,10 @@ class Decoder:
         self._queue = [one for one in self._queue if one.task.number != number]
         return [one for one in self._live if one.task.number == number]
 
+    def seated(self, slot: int) -> Sequence:
+        """Who has a slot that rows are fed of."""
+        return next(one for one in self._live if one.slot == slot)
+
     def step(self) -> list[Outcome]:
         """Takes what has come of the calls before. Where there is nothing to tell of them, submits
         another, if there is something to compute: what is told should not wait for that.

@@ -36,6 +36,10 @@ class _Shape(ctypes.Structure):
         ("buffer", ctypes.c_void_p),
         ("ne", ctypes.c_int64 * 4),
         ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int32),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
     )
 
 
@@ -75,6 +79,28 @@ class Tensors:
         flat = np.empty(size // WORD, np.int32)
         self.read(tensor, flat.ctypes.data, 0, size)
         return np.lib.stride_tricks.as_strided(flat, (rows, width), (apart, WORD)).copy()
+
+    def sources(self, tensor: int) -> tuple[int, ...]:
+        """What a node is computed from."""
+        return tuple(one for one in _Shape.from_address(tensor).src if one)
+
+    def count(self, tensor: int) -> int:
+        """Rows of a tensor of them."""
+        return int(_Shape.from_address(tensor).ne[1])
+
+    def last_rows(self, tensor: int, most: int) -> NDArray[np.float32]:
+        """The last rows of a tensor of them, as they follow one another. ValueError for a tensor
+        of another shape.
+        """
+        shape = _Shape.from_address(tensor)
+        width, rows = shape.ne[0], shape.ne[1]
+        count, apart = min(rows, most), width * WORD
+        if shape.type or shape.nb[1] != apart or int(self.size(tensor)) != rows * apart:
+            raise ValueError(f"{self.name(tensor)!r} is not of {rows} rows of {width}")
+        found = np.empty((count, width), np.float32)
+        if count:
+            self.read(tensor, found.ctypes.data, (rows - count) * apart, found.nbytes)
+        return found
 
 
 class _All:

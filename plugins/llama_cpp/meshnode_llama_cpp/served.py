@@ -72,12 +72,19 @@ class Served(Asked, Protocol):
     def numerics(self, device: str) -> str: ...
 
 
-def open_model(command: frames.Open, devices: Sequence[Device], progress: Progress) -> Served:
-    """Loads what the command names. Raises ModelError."""
+def open_model(
+    command: frames.Open,
+    devices: Sequence[Device],
+    progress: Progress,
+    writer: Callable[[Model, frames.Open, int], Served] | None = None,
+) -> Served:
+    """Loads what the command names. `writer`: what a model that writes is, where it is not a
+    `Writer`. Raises ModelError.
+    """
     layers = _gpu_layers(command, devices)
     model = Model(command.path, name=command.name, progress=progress, gpu_layers=layers)
     if role_of(model) == "generate":
-        return Writer(model, command, layers)
+        return (writer or Writer)(model, command, layers)
     return Reader(model, command, layers)
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from meshnode_llama_cpp import frames
 from meshnode_llama_cpp.library import Device, devices, start
-from meshnode_llama_cpp.served import Asked, open_model
+from meshnode_llama_cpp.served import Asked, Served, open_model
 from p2p_mesh.errors import MeshError, RequestError
 
 PATIENCE = 0.01
@@ -47,21 +47,31 @@ def main(descriptor: int) -> None:
     inbox = attend(connection, frames.commands())
     command = inbox.take()
     assert isinstance(command, frames.Open)
+    serve(command, connection, lambda served: Worker(served, connection, inbox))
+
+
+def serve(
+    command: frames.Open,
+    connection: socket.socket,
+    worker: Callable[[Any], Worker],
+    opened: Callable[..., Served] = open_model,
+) -> None:
+    """Opens a model and answers, for ever: the process ends with the connection."""
     start()
     accelerators = devices()
     limit_memory(command.memory_limit, command.threads, accelerators)
     try:
-        served = open_model(command, accelerators, lambda share: tell(connection, share))
+        served = opened(command, accelerators, lambda share: tell(connection, share))
     except MeshError as error:
         connection.sendall(frames.encode(frames.Failed(str(error))))
         return
     device = ", ".join(one.name for one in accelerators) or "cpu"
     ready = frames.Ready(served.numerics(device), device, served.capabilities, served.notes)
     connection.sendall(frames.encode(ready))
-    worker = Worker(served, connection, inbox)
+    working = worker(served)
     gc.freeze()  # what was made until now stays: the collector need not look it through again
     while True:
-        worker.turn()
+        working.turn()
 
 
 def attend(

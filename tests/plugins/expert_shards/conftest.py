@@ -14,6 +14,7 @@ from p2p_mesh.core.names import Digest
 from p2p_mesh.core.records import ModelFile
 from p2p_mesh.serve.package.source import read_source
 from p2p_mesh.testing.models import write_moe
+from tests.plugins.expert_shards.demo import DEMO, Cut, cut
 from tests.plugins.expert_shards.street import Street
 
 EXPERTS = 48
@@ -59,3 +60,9 @@ def ranked(model: Digest, experts: Layout, tokens: int = 1000) -> Ranking:
         for number in experts.numbers
     )
     return Ranking(model=model, tokens=tokens, experts=EXPERTS, used=experts.used, layers=layers)
+
+
+@pytest.fixture(scope="session")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Cut:
+    """The first and the second half of the experts of every layer."""
+    return cut(DEMO, tmp_path_factory.mktemp("halves"), range(16), range(16, 32))

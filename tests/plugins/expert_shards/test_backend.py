@@ -184,7 +184,10 @@ async def test_each_of_two_answers_with_its_part_and_comes_back_with_it(
         assert about.digest not in (None, load.model.digest)
         assert "expert shard 1 of 2: 32 of 48 experts" in about.notes[-1]
         assert len(await answer(engine)) == 8
-        built = engine.held.built
+        assert not [note for note in about.notes if "not weighed" in note]
+        built, routers = engine.held.built, engine.held.routers
+        assert routers is not None
+        assert routers.path.exists(), "it is in use, as the shard is"
     assert shares == sorted(shares)
     pair[1].held = ()  # gone, and it goes on with what it had
     async with backend.open(load, pair[0]) as engine:

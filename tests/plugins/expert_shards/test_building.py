@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from meshnode_expert_shards import building
-from meshnode_expert_shards.building import Whole, build, clear, digest_of, held, place, study
+from meshnode_expert_shards.building import (
+    ROUTERS,
+    Whole,
+    build,
+    build_routers,
+    clear,
+    digest_of,
+    held,
+    place,
+    study,
+)
 
 from p2p_mesh.core.experts.known import shard_of
 from p2p_mesh.core.experts.layout import Layout
@@ -105,6 +116,32 @@ async def test_file_that_is_not_as_it_was_is_built_again(
     harm(first.path)
     assert await build(whole, recipe(whole), "x", quiet) == first
     assert first.path.stat().st_size == first.size_bytes
+
+
+async def test_routers_are_a_file_like_a_shard_and_no_weights_of_experts(
+    whole: Whole, package: Local
+) -> None:
+    before = len(package.asked)
+    built = await build_routers(whole)
+    assert built is not None
+    assert built.path == place(whole, ROUTERS)
+    found = header(built.path)
+    wanted = {f"blk.{number}.ffn_gate_inp.weight" for number in whole.layout.numbers}
+    assert {one.name for one in found.tensors} == wanted
+    assert not any(key.startswith("tokenizer") for key in found.entries)
+    assert len(package.asked) == before + 1
+    assert await build_routers(whole) == built
+    assert len(package.asked) == before + 1
+    clear(whole)
+    assert not built.path.exists()
+
+
+async def test_routers_that_cannot_be_read_are_not_written(whole: Whole) -> None:
+    tensors = tuple(
+        replace(one, type=26) if "ffn_gate_inp" in one.name else one for one in whole.header.tensors
+    )
+    odd = replace(whole, header=replace(whole.header, tensors=tensors))
+    assert await build_routers(odd) is None
 
 
 async def test_full_disk_is_told(whole: Whole, package: Local) -> None:

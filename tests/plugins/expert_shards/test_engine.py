@@ -12,6 +12,8 @@ import trio.testing
 from meshnode_expert_shards.building import Built, Whole
 from meshnode_expert_shards.engine import Held, ShardEngine
 from meshnode_expert_shards.participants import Division, Participant, divide
+from meshnode_expert_shards.parts import Parts
+from meshnode_expert_shards.running import WeighingEngine
 
 from p2p_mesh.core.experts.layout import Layout
 from p2p_mesh.core.experts.ranking import Ranking
@@ -70,6 +72,26 @@ async def test_other_numbers_of_the_same_part_are_told(
     engine = ShardEngine(inner(), held)
     engine.held = replace(held, peer=A)
     assert "expert shard 1 of 2" in engine.describe().notes[-1]
+
+
+async def test_engine_that_weighs_is_told_who_takes_part(held: Held) -> None:
+    told: list[Parts] = []
+
+    class Weighing(WeighingEngine):
+        def __init__(self) -> None:
+            pass
+
+        def deal(self, parts: Parts) -> None:
+            told.append(parts)
+
+    engine, plain = ShardEngine(Weighing(), held), ShardEngine(inner(), held)
+    fewer = replace(held.division, participants=held.division.participants[::-1])
+    for one in (engine, plain):
+        one.divided(fewer)
+        assert one.held.division == fewer
+    (parts,) = told
+    assert (parts.own, parts.peers) == (0, ("b", "a"))
+    assert len(parts.experts) == 2
 
 
 async def test_engine_is_busy_with_answers_and_idle_after(

@@ -18,7 +18,7 @@ from p2p_mesh.core.experts.layout import Layout
 from p2p_mesh.core.experts.ranking import Ranking
 from p2p_mesh.core.names import PeerId
 from p2p_mesh.core.records import Held, ModelFile
-from p2p_mesh.errors import Unavailable
+from p2p_mesh.errors import ModelError, Unavailable
 from tests.plugins.expert_shards.inner import inner
 from tests.plugins.expert_shards.street import Neighbour, Street
 
@@ -257,3 +257,18 @@ async def test_better_ranking_is_gone_by(
         await trio.to_thread.run_sync(keep, better)
         known = await running.wait_renewed()
     assert known.ranked == better
+
+
+async def test_shard_without_routers_is_served_and_it_is_said(
+    town: Place, ranked: Ranked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: object) -> None:
+        raise ModelError("the disk is full")
+
+    monkeypatch.setattr(following, "build_routers", fail)
+    me = town.join("a", 32)
+    town.join("b", 32)
+    async with followed(await town.follower(me, 32), ranked) as running:
+        assert running.engine.held.built is not None
+        assert running.engine.held.routers is None
+    assert me.said == [("routers_missing", "prompts are not weighed: the disk is full")]

@@ -58,6 +58,14 @@ def test_every_row_can_be_answered(context: Context) -> None:
     assert np.array_equal(read(context, 0, PROMPT), last)
 
 
+def test_rows_know_whose_they_are(context: Context) -> None:
+    context.rows.clear()
+    assert context.rows.owners == []
+    context.rows.add(0, 0, PROMPT[:2], outputs=0)
+    context.rows.add(1, 0, PROMPT[:3], outputs=1)
+    assert context.rows.owners == [0, 0, 1, 1, 1]
+
+
 def test_what_is_cleared_is_as_new(context: Context) -> None:
     first = read(context, 0, PROMPT)
     context.clear()

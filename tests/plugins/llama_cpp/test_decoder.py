@@ -158,6 +158,13 @@ def test_the_end_of_a_turn_is_counted_and_not_shown(model: Model) -> None:
         assert deltas[-1].usage.completion_tokens == len(ids(deltas))
 
 
+def test_slots_know_who_sits_in_them(endless: Model) -> None:
+    table = Table(endless, slots=2)
+    numbers = [table.add(prompt(n), 400) for n in range(2)]
+    table.step()
+    assert sorted(table.decoder.seated(slot).task.number for slot in (0, 1)) == numbers
+
+
 def test_cancelled_answers_make_room(endless: Model) -> None:
     table = Table(endless, slots=2)
     numbers = [table.add(prompt(n), 400) for n in range(4)]

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from meshnode_llama_cpp import frames
 from meshnode_llama_cpp.library import start
-from meshnode_llama_cpp.served import Served, open_model
+from meshnode_llama_cpp.model import Model
+from meshnode_llama_cpp.served import Served, Writer, open_model
 
 from p2p_mesh.core.names import ModelId, RequestId
 from p2p_mesh.core.records import (
@@ -58,6 +59,21 @@ def test_a_model_that_writes_answers_and_tokenizes(tmp_path: Path) -> None:
     )
     with pytest.raises(RequestError, match="makes no vectors"):
         writer.look(EmbedQuery(model=NAME, inputs=("the",)), never)
+
+
+def test_a_model_that_writes_may_be_another_writer(tmp_path: Path) -> None:
+    class Other(Writer):
+        def __init__(self, model: Model, command: frames.Open, gpu_layers: int) -> None:
+            super().__init__(model, command, gpu_layers)
+            self.notes = ("another",)
+
+    start()
+    paths = write_model(tmp_path / "tiny.gguf").path, write_embedder(tmp_path / "e.gguf").path
+    opened = [
+        open_model(frames.Open("m", path, 64, 1, threads=1), [], lambda _: None, Other)
+        for path in paths
+    ]
+    assert [one.notes for one in opened] == [("another",), ()]
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
