@@ -28,7 +28,8 @@ MAY = {
     "node": BASE
     | {"groups", "journal", "settings", "state", "http", "net", "serve", "front", "console",
        "hookspecs", "plugins"},
-    "cli": BASE | {"journal", "settings", "state", "serve", "hookspecs", "plugins", "node"},
+    "cli": BASE
+    | {"groups", "journal", "settings", "state", "serve", "hookspecs", "plugins", "node"},
 }  # fmt: skip
 PLUGIN_MAY = {"errors", "groups", "core", "hookspecs", "settings", "serve.backend", "testing"}
 COMMANDS_MAY = PLUGIN_MAY | {"cli", "serve"}

@@ -20,6 +20,7 @@ from p2p_mesh.core.experts.assignment import MIN_MASS
 from p2p_mesh.core.invite import Ticket, read_token
 from p2p_mesh.core.records import KvType
 from p2p_mesh.errors import MeshError, SettingsError
+from p2p_mesh.groups import bare
 from p2p_mesh.journal import Journal
 from p2p_mesh.node import loads
 from p2p_mesh.node.node import Node
@@ -275,10 +276,8 @@ def _run(settings: Settings, journal: Journal) -> int:
     plugins.load()
     plugins.ask(settings)
     _allow_files()
-    try:
+    with bare():
         trio.run(_until_signal, settings, stock, tickets, plugins, digests, journal)
-    except* MeshError as group:
-        raise _first(group) from None
     return 0
 
 
@@ -319,14 +318,6 @@ def _check_companions(settings: Settings) -> None:
                 f"{flag} belongs to one model: give exactly one --model with it, "
                 f"and serve others by a node of their own"
             )
-
-
-def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, MeshError)
-    return found
 
 
 async def _until_signal(

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 import psutil
 import trio
 
+from p2p_mesh.groups import bare
+
 OTHERS = 0.25
 """Cores that other programs may take during a run; above it the run is repeated."""
 
@@ -110,8 +112,9 @@ def conclude(figures: Sequence[Figure], file: Path | None) -> int:
 def run(program: Callable[[], Awaitable[T]]) -> T:
     """What came of it. Ctrl-C and SIGTERM end it, with all that it started."""
     try:
-        return trio.run(_until_told, program)
-    except* KeyboardInterrupt:
+        with bare():
+            return trio.run(_until_told, program)
+    except KeyboardInterrupt:
         sys.exit("interrupted")
 
 

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2p_mesh import state
 from p2p_mesh.cli import run
-from p2p_mesh.cli.run import _first, _has_mesh, _references, _run
+from p2p_mesh.cli.run import _has_mesh, _references, _run
 from p2p_mesh.core.invite import make_invite, read_token
 from p2p_mesh.core.signature import public_bytes
 from p2p_mesh.errors import ModelError, SettingsError
@@ -142,12 +142,6 @@ def test_guessing_is_left_to_the_backend_where_nobody_says(tmp_path: Path) -> No
 def test_every_setting_has_its_flag() -> None:
     flags = {parameter.name for parameter in run.command.params}
     assert flags == set(Settings.__struct_fields__)
-
-
-def test_error_inside_groups_is_found() -> None:
-    error = SettingsError("port 1 is in use")
-    groups: Any = BaseExceptionGroup("", [ExceptionGroup("", [error])])
-    assert _first(groups) is error
 
 
 def test_plan_of_stages_is_for_a_model_that_is_served(tmp_path: Path) -> None:
