@@ -44,19 +44,20 @@ class Direct:
         await self._process.stdin.send_all(json.dumps(question).encode() + b"\n")
         return await self.hear()
 
-    async def decode(self, *, prompt: int, answer: int, of: str = "halves") -> float:
-        """Seconds for a token of one stream."""
-        return float(await self._ask(what="decode", of=of, prompt=prompt, answer=answer))
+    async def decode(self, *, prompt: int, answer: int, rest: float = 0.0) -> float:
+        """Seconds for a token of one stream, in halves that rest before they compute."""
+        found = await self._ask(what="decode", of="halves", prompt=prompt, answer=answer, rest=rest)
+        return float(found)
 
     async def curve(self, *, most: int, prompt: int, repeats: int) -> dict[int, float]:
         """Seconds of a step of the whole model, by the number of its rows."""
         found = await self._ask(what="curve", of="whole", most=most, prompt=prompt, repeats=repeats)
         return dict(enumerate(found, 1))
 
-    async def window(self, *, rows: int, prompt: int, repeats: int) -> float:
-        """Seconds of a step with so many rows of one stream."""
+    async def window(self, *, rows: int, prompt: int, repeats: int, rest: float = 0.0) -> float:
+        """Seconds of a step with so many rows of one stream, in halves as above."""
         found = await self._ask(
-            what="window", of="halves", rows=rows, prompt=prompt, repeats=repeats
+            what="window", of="halves", rows=rows, prompt=prompt, repeats=repeats, rest=rest
         )
         return float(found)
 

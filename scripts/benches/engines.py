@@ -5,6 +5,10 @@
 They compute as the nodes' engines do, with one thread: the whole model, and its halves, one after
 the other. The halves' files are made in FOLDER. It is a program of its own: llama.cpp's threads and
 memory stay out of the bench.
+
+Halves that are far apart wait for each other, and a core that has waited 20 ms computes some per
+cent slower than one that has not. So where a `rest` is asked for, a half waits as long before it
+computes; the waiting does not count.
 """
 
 from __future__ import annotations
@@ -51,6 +55,11 @@ def _log(_level: int, text: bytes, _data: Any) -> None:
 
 
 class Engine(Protocol):
+    rest: float
+    """Seconds to wait before each part of a step,"""
+    rested: float
+    """and those that were waited so far."""
+
     def step(self, rows: Sequence[Row], *, answered: int) -> list[int]:
         """Computes rows; the likeliest tokens after the last of them."""
         ...
@@ -59,7 +68,9 @@ class Engine(Protocol):
 
 
 class Whole:
-    """The model as one."""
+    """The model as one, which never rests."""
+
+    rest = rested = 0.0
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self._context = Context(_load(path, part="whole"), plan)
@@ -87,6 +98,7 @@ class Halves:
         recipes = cutting.recipe(0, middle), cutting.recipe(middle, cutting.total)
         self._table = Embeddings(path, TABLE) if recipes[0].entry == "rows" else None
         self._stages: list[StageContext] = []
+        self.rest = self.rested = 0.0
         self.memory: list[int] = []
         for recipe in recipes:
             self._stages.append(_stage(path, plan, recipe, folder))
@@ -100,13 +112,21 @@ class Halves:
         outputs = (np.arange(len(rows)) >= silent).astype(np.int8)
         given = self._table.rows(tokens) if self._table else None
         first, last = self._stages
+        self._wait()
         left = first.run(slots, positions, tokens, outputs, given)
+        self._wait()
         last.run(slots, positions, tokens, outputs, left)
         return [int(last.logits(row).argmax()) for row in range(silent, len(rows))]
 
     def forget(self, slot: int) -> None:
         for stage in self._stages:
             stage.forget(slot)
+
+    def _wait(self) -> None:
+        if self.rest:
+            begin = time.perf_counter()
+            time.sleep(self.rest)
+            self.rested += time.perf_counter() - begin
 
 
 def _load(path: Path, part: Any) -> Model:
@@ -128,13 +148,14 @@ def _size(path: Path, tensor: str) -> int:
     return next(int(one.n_bytes) for one in gguf.GGUFReader(path).tensors if one.name == tensor)
 
 
-def decode(engine: Engine, *, prompt: int, answer: int) -> float:
+def decode(engine: Engine, *, prompt: int, answer: int, rest: float = 0.0) -> float:
     """Seconds for a token of an answer, greedy, after a prompt of so many tokens."""
     token = _read(engine, 0, prompt)
+    engine.rest, engine.rested = rest, 0.0
     begin = time.perf_counter()
     for place in range(prompt, prompt + answer):
         (token,) = engine.step([(0, place, token)], answered=1)
-    return (time.perf_counter() - begin) / answer
+    return (time.perf_counter() - begin - engine.rested) / answer
 
 
 def curve(engine: Engine, *, most: int, prompt: int, repeats: int) -> list[float]:
@@ -151,9 +172,10 @@ def curve(engine: Engine, *, most: int, prompt: int, repeats: int) -> list[float
     return [statistics.median(times) for times in found]
 
 
-def window(engine: Engine, *, rows: int, prompt: int, repeats: int) -> float:
+def window(engine: Engine, *, rows: int, prompt: int, repeats: int, rest: float = 0.0) -> float:
     """Seconds of a step with so many rows of one sequence, all answered."""
     _read(engine, 0, prompt)
+    engine.rest = rest
     times = []
     for turn in range(repeats):
         start = prompt + turn * rows
@@ -164,13 +186,14 @@ def window(engine: Engine, *, rows: int, prompt: int, repeats: int) -> float:
 
 
 def _seconds(engine: Engine, rows: Sequence[Row]) -> float:
-    begin = time.perf_counter()
+    engine.rested, begin = 0.0, time.perf_counter()
     engine.step(rows, answered=len(rows))
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin - engine.rested
 
 
 def _read(engine: Engine, slot: int, count: int) -> int:
     """A sequence reads a prompt; the token that follows."""
+    engine.rest = 0.0
     engine.forget(slot)
     return engine.step([(slot, place, _token(place)) for place in range(count)], answered=1)[0]
 

@@ -199,10 +199,12 @@ class Bench:
         guessing = () if draft is None else ("--draft", str(draft))
         rows = 1 if draft is None else WINDOW
 
-        async def compute(_: Random) -> float:
+        async def compute(_: Random, rest: float = trip / 2e3) -> float:
             if draft is None:
-                return await direct.decode(prompt=PROMPT, answer=ANSWER)
-            return await direct.window(rows=rows, prompt=PROMPT, repeats=ANSWER // rows) / rows
+                return await direct.decode(prompt=PROMPT, answer=ANSWER, rest=rest)
+            repeats = ANSWER // rows
+            found = await direct.window(rows=rows, prompt=PROMPT, repeats=repeats, rest=rest)
+            return found / rows
 
         async def ping(_: Random) -> float:
             return statistics.median([await cable.round_trip() for _ in range(PINGS)])
@@ -214,6 +216,7 @@ class Bench:
             await _token_seconds(split, ANSWER, Random())  # it learns what a guess is worth
             sides: dict[str, Side] = {
                 "compute": compute,
+                "unrested": partial(compute, rest=0.0),
                 "split": partial(_token_seconds, split, ANSWER),
                 "trip": ping,
             }
