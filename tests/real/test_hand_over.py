@@ -26,15 +26,14 @@ from p2p_mesh.testing.cluster import NodeProcess, start_node
 DEMO = Path(__file__).parents[1] / "models" / "demo-moe.gguf"
 EXPERTS, KEPT, CONTEXT = 32, 16, 512
 WAYS = ("--shards", "--min-mass", "0.4", "--ctx", str(CONTEXT), "--parallel", "2", "--threads", "1")
-QUESTIONS = [
+SUMS = [
+    f"{one} + {one + 8} = ? {one} * 8 = ? {4 * one} - 42 = ? " * 3 for one in range(17, 47, 2)
+]
+"""The shards differ most in these. Where a conversation begins is up to the names of the nodes."""
+TEXTS = [
     "Who lives in the lighthouse of Tidewick, and what do they do all day long?",
-    "def f(x): return x + 1 for i in range(10)",
-    "the price of bread is three coins and two",
     "The harbour master counts the boats in the morning and again at night.",
     "Write me a short letter to the baker of Tidewick.",
-    "How many boats are there in the harbour, and whose are they?",
-    "Where does the miller keep his donkey in winter?",
-    "17 + 25 = ? 3 * 8 = ? 100 - 42 = ?",
 ]
 
 
@@ -113,7 +112,7 @@ async def test_conversations_go_to_the_shard_that_they_need_and_stay(tmp_path: P
     async with halves(tmp_path) as (first, _):
         await both_known(first)
         moved = []
-        for question in QUESTIONS:
+        for question in (*SUMS, *TEXTS):
             before = len(handed(first))
             begun = await say(first, question)
             text = begun["choices"][0]["message"]["content"]
@@ -125,7 +124,7 @@ async def test_conversations_go_to_the_shard_that_they_need_and_stay(tmp_path: P
             cached = on["usage"]["prompt_tokens_details"]["cached_tokens"]
             assert cached > begun["usage"]["prompt_tokens"] / 2, "it goes on where it was read"
         assert moved
-        assert len(moved) < len(QUESTIONS)
+        assert len(moved) < len(SUMS) + len(TEXTS)
         names = {line["to"] for line in handed(first)} | {line["peer"] for line in handed(first)}
         assert len(names) == 2
         assert not [line for line in first.log if line["event"] == "answer_failed"]

@@ -128,14 +128,23 @@ async def test_two_nodes_serve_what_neither_holds_and_one_goes_on_alone(
             answered = await ask(node)
             assert answered.status_code == 200, answered.text
             assert answered.json()["choices"][0]["message"]["content"]
-        about = (await models(first))["meshnode"]
-        assert about["shards"] == 2
+        about = await both(first)
         assert float(FLOOR) <= about["routing_mass"] < 1
         fetched = [one async for one in _files(tmp_path / "b")]
         assert fetched, "a shard was built of what was fetched"
         await second.stop(signal.SIGKILL)
         answered = await ask(first)
         assert answered.status_code == 200, answered.text
+
+
+async def both(node: NodeProcess) -> Mapping[str, Any]:
+    """What it says of the model once it knows of both shards."""
+    with trio.fail_after(30):
+        while True:
+            about: Mapping[str, Any] = (await models(node))["meshnode"]
+            if about["shards"] == 2:
+                return about
+            await trio.sleep(0.1)
 
 
 async def _files(folder: Path) -> AsyncIterator[Path]:
