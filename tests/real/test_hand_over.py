@@ -26,9 +26,7 @@ from p2p_mesh.testing.cluster import NodeProcess, start_node
 DEMO = Path(__file__).parents[1] / "models" / "demo-moe.gguf"
 EXPERTS, KEPT, CONTEXT = 32, 16, 512
 WAYS = ("--shards", "--min-mass", "0.4", "--ctx", str(CONTEXT), "--parallel", "2", "--threads", "1")
-SUMS = [
-    f"{one} + {one + 8} = ? {one} * 8 = ? {4 * one} - 42 = ? " * 3 for one in range(17, 47, 2)
-]
+SUMS = [f"{one} + {one + 8} = ? {one} * 8 = ? {4 * one} - 42 = ? " * 3 for one in range(17, 47, 2)]
 """The shards differ most in these. Where a conversation begins is up to the names of the nodes."""
 TEXTS = [
     "Who lives in the lighthouse of Tidewick, and what do they do all day long?",
