@@ -12,6 +12,7 @@ import math
 from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
+from meshnode_llama_cpp.graphs import graphs
 from numpy.typing import NDArray
 
 from meshnode_expert_shards.routers import Floats, Router, Rule
@@ -60,16 +61,13 @@ def _bits(mask: bytes, experts: int) -> NDArray[np.float64]:
 
 
 def alone(rows: Mapping[int, int], slots: Container[int]) -> Graph | None:
-    """The graph of a call in which most rows of these slots are, and no others; None: too few are.
-    Of slots that follow one another llama.cpp puts as many rows of each into one graph as the one
-    has that has fewest left.
+    """The graph of a call in which most rows of these slots are, and no others; None: too few
+    are.
     """
-    left, found, number = sorted(rows.items()), Graph(0, 0), 0
-    while left:
-        run = [one for place, one in enumerate(left) if one[0] == left[0][0] + place]
-        count = min(one[1] for one in run)
-        if all(slot in slots for slot, _ in run) and count * len(run) > found.rows:
-            found = Graph(number, count * len(run))
-        rest = [(one, more - count) for one, more in run if more > count]
-        left, number = rest + left[len(run) :], number + 1
-    return found if found.rows >= LEAST else None
+    own = [
+        Graph(number, count * len(run))
+        for number, (run, count) in enumerate(graphs(sorted(rows.items())))
+        if all(slot in slots for slot in run)
+    ]
+    most = max(own, key=lambda graph: graph.rows, default=Graph(0, 0))
+    return most if most.rows >= LEAST else None

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from meshnode_llama_cpp.graphs import graphs
 from meshnode_llama_cpp.library import L
 from meshnode_llama_cpp.nodes import Tensors, head, watcher
 from numpy.typing import NDArray
@@ -42,21 +43,18 @@ _FLOAT = 4
 
 def shares(slots: Numbers) -> list[Numbers] | None:
     """Which rows each graph of a call has, in its order; None: all of them are in one, as they are.
-    The rows of a sequence stand together, and sequences rise (llama.cpp: split_equal).
+    The rows of a sequence stand together, and sequences rise.
     """
     count, steps = len(slots), np.diff(slots)
     if slots[0] == slots[-1] or (steps == 1).all():
         return None
-    starts = [0, *(np.flatnonzero(steps) + 1)]
-    left = [(int(slots[start]), int(start), int(end))
-            for start, end in zip(starts, [*starts[1:], count], strict=True)]  # fmt: skip
-    found: list[Numbers] = []
-    while left:
-        run = [one for place, one in enumerate(left) if one[0] - left[0][0] == place]
-        rows = min(end - start for _, start, end in run)
-        found.append(np.concatenate([np.arange(start, start + rows) for _, start, _ in run]))
-        run = [(slot, start + rows, end) for slot, start, end in run]
-        left = [one for one in (*run, *left[len(run) :]) if one[1] < one[2]]
+    starts = [0, *(np.flatnonzero(steps) + 1).tolist()]
+    counts = [end - start for start, end in zip(starts, [*starts[1:], count], strict=True)]
+    owners = [int(slots[start]) for start in starts]
+    at, found = dict(zip(owners, starts, strict=True)), list[Numbers]()
+    for run, rows in graphs(zip(owners, counts, strict=True)):
+        found.append(np.concatenate([np.arange(at[slot], at[slot] + rows) for slot in run]))
+        at.update({slot: at[slot] + rows for slot in run})
     return found
 
 
