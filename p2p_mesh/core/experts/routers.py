@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from p2p_mesh.core.experts.layout import Layer, Layout
-from p2p_mesh.core.experts.shard import Cut, ShardRecipe
+from p2p_mesh.core.experts.shard import ShardRecipe, uncut
 from p2p_mesh.core.gguf import Header, Tensor
 
 MOST = 128 << 20
@@ -35,11 +35,7 @@ def router_recipe(header: Header, of: Layout, most: int = MOST) -> ShardRecipe |
     return ShardRecipe(
         metadata={},
         left_out=tuple(sorted((header.metadata.keys() | header.entries.keys()) - _KEYS)),
-        tensors=tuple(
-            Cut(one.name, one.shape, one.type, one.size, ((0, one.size),))
-            for found in chosen
-            for one in found
-        ),
+        tensors=tuple(uncut(one) for found in chosen for one in found),
     )
 
 

@@ -126,7 +126,7 @@ def shard_recipe(
         metadata={f"{header.architecture}.expert_count": keep, **keys(known)},
         left_out=tuple(one for one in header.metadata if one.startswith((_SPLIT, PREFIX))),
         tensors=tuple(
-            _cut(one, *chosen[one.name]) if one.name in chosen else _whole(one)
+            _cut(one, *chosen[one.name]) if one.name in chosen else uncut(one)
             for one in header.tensors
         ),
     )
@@ -145,7 +145,8 @@ def _check(of: Layout, experts: Sequence[Sequence[int]], keep: int) -> None:
             raise ModelError(f"a shard has equally many experts of each of {of.groups} groups")
 
 
-def _whole(tensor: Tensor) -> Cut:
+def uncut(tensor: Tensor) -> Cut:
+    """All of it."""
     return Cut(tensor.name, tensor.shape, tensor.type, tensor.size, ((0, tensor.size),))
 
 
