@@ -2,6 +2,7 @@
 
 import os
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import trio
+from meshnode_expert_shards.memory import seat
 
+from p2p_mesh.serve.backend import Fit, Load
 from p2p_mesh.settings import ENVIRONMENT
 from p2p_mesh.testing.cluster import NodeProcess, start_node
 
@@ -27,6 +30,19 @@ def keep_apart(patch: pytest.MonkeyPatch, folder: Path, bytecode: Path) -> None:
     if sys.dont_write_bytecode:
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         patch.setenv("PYTHONPYCACHEPREFIX", str(bytecode))
+
+
+def tight(load: Load, experts: float) -> str:
+    """Gigabytes in which a shard with so large a share of the experts fits, and not all of them."""
+
+    def room(memory: int) -> int:
+        found = seat(load, memory)
+        return found.room if isinstance(found, Fit) else 0
+
+    needed = load.model.expert_bytes * experts
+    least = bisect_left(range(2**30), needed, key=room)
+    assert needed <= room(least) < load.model.expert_bytes
+    return str(least / 1e9)
 
 
 @contextmanager

@@ -12,16 +12,15 @@ from typing import Any
 
 import httpx
 import trio
-from meshnode_expert_shards.memory import seat
 
 from p2p_mesh.core.experts.layout import layout
 from p2p_mesh.core.experts.ranking import LayerRanking, Ranking, encode_ranking, file_name
 from p2p_mesh.core.names import Digest
-from p2p_mesh.core.records import ModelFile
-from p2p_mesh.serve.backend import Fit, Load
+from p2p_mesh.serve.backend import Load
 from p2p_mesh.serve.package.source import read_source
 from p2p_mesh.serve.store import read
 from p2p_mesh.testing.cluster import NodeProcess, start_node
+from tests.real.shared import tight
 
 DEMO = Path(__file__).parents[1] / "models" / "demo-moe.gguf"
 EXPERTS, KEPT, CONTEXT = 32, 16, 512
@@ -33,20 +32,6 @@ TEXTS = [
     "The harbour master counts the boats in the morning and again at night.",
     "Write me a short letter to the baker of Tidewick.",
 ]
-
-
-def tight(model: ModelFile) -> str:
-    """Gigabytes in which a half of the experts fits, and not all of them."""
-    load = Load(model, context=CONTEXT, slots=2)
-
-    def room(memory: int) -> int:
-        found = seat(load, memory)
-        return found.room if isinstance(found, Fit) else 0
-
-    least = next(memory for memory in range(50_000_000, 2**30, 10_000)
-                 if room(memory) * EXPERTS >= model.expert_bytes * (KEPT + 2))  # fmt: skip
-    assert room(least) < model.expert_bytes
-    return str(least / 1e9)
 
 
 def ranking(model: Path, digest: Digest) -> bytes:
@@ -71,7 +56,8 @@ async def halves(folder: Path) -> AsyncIterator[tuple[NodeProcess, NodeProcess]]
     kept = trio.Path(folder / "a" / "cache" / "meshnode" / "rankings")
     await kept.mkdir(parents=True)
     await (kept / file_name(digest)).write_bytes(ranking(DEMO, digest))
-    ways = (*WAYS, "--max-memory", tight(model), "--model", str(DEMO))
+    room = tight(Load(model, context=CONTEXT, slots=2), (KEPT + 2) / EXPERTS)
+    ways = (*WAYS, "--max-memory", room, "--model", str(DEMO))
     async with start_node(folder / "a", "--name", "a", *ways, environment=caches["a"]) as first:
         invite = (await first.wait("ready"))["invite"]
         async with start_node(

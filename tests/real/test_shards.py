@@ -12,20 +12,20 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from meshnode_expert_shards.memory import seat
 
 from p2p_mesh.core.experts.layout import layout
 from p2p_mesh.core.experts.ranking import LayerRanking, Ranking, encode_ranking, file_name
 from p2p_mesh.core.names import Digest
 from p2p_mesh.core.package import MANIFEST, METADATA, PIECES
 from p2p_mesh.core.records import ModelFile
-from p2p_mesh.serve.backend import Fit, Load
+from p2p_mesh.serve.backend import Load
 from p2p_mesh.serve.package.blob import Job
 from p2p_mesh.serve.package.packages import Packages
 from p2p_mesh.serve.package.source import read_source
 from p2p_mesh.serve.store import Digests
 from p2p_mesh.testing.cluster import NodeProcess, start_node
 from p2p_mesh.testing.models import write_moe
+from tests.real.shared import tight
 
 EXPERTS, KEPT, CONTEXT = 48, 32, 256
 FLOOR = "0.6"
@@ -35,20 +35,6 @@ WAYS = ("--shards", "--min-mass", FLOOR, "--ctx", str(CONTEXT), "--parallel", "2
 @pytest.fixture
 def moe(tmp_path: Path) -> ModelFile:
     return write_moe(tmp_path / "moe.gguf", experts=EXPERTS, feed=512, endless=True)
-
-
-def tight(model: ModelFile) -> str:
-    """Gigabytes in which a shard of two thirds of the experts fits, and no larger one."""
-    load = Load(model, context=CONTEXT, slots=2)
-
-    def room(memory: int) -> int:
-        found = seat(load, memory)
-        return found.room if isinstance(found, Fit) else 0
-
-    least = next(memory for memory in range(90_000_000, 2**30, 100_000)
-                 if room(memory) * EXPERTS >= model.expert_bytes * (KEPT + 6))  # fmt: skip
-    assert room(least) < model.expert_bytes
-    return str(least / 1e9)
 
 
 def ranked(model: ModelFile) -> bytes:
@@ -83,7 +69,7 @@ def stub(model: ModelFile, folder: Path) -> Path:
 @asynccontextmanager
 async def mesh(folder: Path, model: ModelFile) -> AsyncIterator[tuple[NodeProcess, NodeProcess]]:
     """One that has the file and a ranking of its experts, and one that has neither."""
-    memory = "--max-memory", tight(model)
+    memory = "--max-memory", tight(Load(model, context=CONTEXT, slots=2), (KEPT + 6) / EXPERTS)
     caches = {name: {"XDG_CACHE_HOME": str(folder / name / "cache")} for name in "ab"}
     kept = folder / "a" / "cache" / "meshnode" / "rankings"
     await trio.Path(kept).mkdir(parents=True)

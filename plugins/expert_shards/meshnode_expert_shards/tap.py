@@ -56,10 +56,8 @@ class Tap:
         self._graph = Graph(0, 1)
         self._come: Counter[int] = Counter()
         self._given: dict[int, Floats] = {}
-        self.asked = 0
-        """Questions of llama.cpp so far."""
         watch, self._narrow = watcher(self._tensors.name_offset, self._ask, self._tell)
-        self._callback = L.ggml_backend_sched_eval_callback(self._counted(watch))
+        self._callback = L.ggml_backend_sched_eval_callback(watch)
         self._switch = Switch(self._callback)
 
     def attach(self, params: Any) -> None:
@@ -112,13 +110,6 @@ class Tap:
         return found
 
     # What llama.cpp calls
-
-    def _counted(self, watch: Any) -> Any:
-        def counted(tensor: int, asks: bool, data: object) -> bool:
-            self.asked += asks
-            return bool(watch(tensor, asks, data))
-
-        return counted
 
     def _ask(self, tensor: int) -> bool:
         name = self._tensors.name(tensor)

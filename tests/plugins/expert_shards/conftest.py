@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from meshnode_expert_shards import tap
+from meshnode_llama_cpp.nodes import watcher
 from msgspec.structs import replace
 
 from p2p_mesh.core.experts.layout import Layout, layout
@@ -66,3 +70,22 @@ def ranked(model: Digest, experts: Layout, tokens: int = 1000) -> Ranking:
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Cut:
     """The first and the second half of the experts of every layer."""
     return cut(DEMO, tmp_path_factory.mktemp("halves"), range(16), range(16, 32))
+
+
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many questions llama.cpp has asked of the taps that were made since."""
+    asked = 0
+
+    def counting(*given: Any) -> Any:
+        watch, narrow = watcher(*given)
+
+        def counted(tensor: int, asks: bool, data: object) -> bool:
+            nonlocal asked
+            asked += asks
+            return watch(tensor, asks, data)
+
+        return counted, narrow
+
+    monkeypatch.setattr(tap, "watcher", counting)
+    return lambda: asked

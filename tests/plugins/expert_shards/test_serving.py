@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,9 @@ from msgspec.structs import replace
 from p2p_mesh.core.names import ModelId, RequestId
 from p2p_mesh.core.records import ChatPrompt, InferenceRequest, Resume, Sampling, TextPrompt
 from tests.plugins.expert_shards.demo import QUESTIONS, Cut
+from tests.plugins.workers import reports, worker
+
+WORKER = "meshnode_expert_shards.serving"
 
 FIRST, SECOND = QUESTIONS[0], QUESTIONS[1]
 """A question for each half of the experts (test_questions_are_for_both_halves)."""
@@ -129,22 +129,23 @@ def test_question_that_may_not_be_handed_over_or_is_short_is_answered(
     assert not shard._heard.given, "nothing was listened to"
 
 
-def test_one_call_of_a_question_is_heard_and_no_step_of_an_answer(halves: Cut) -> None:
+def test_one_call_of_a_question_is_heard_and_no_step_of_an_answer(
+    questions: Callable[[], int], halves: Cut
+) -> None:
     shard = writer(halves)
     assert shard._heard is not None
-    tap = shard._heard._tap
-    before = tap.asked
+    before = questions()
     assert isinstance(answered(shard, question(FIRST, weigh=False)), frames.Answer)
-    assert tap.asked == before
+    assert questions() == before
     other = writer(halves, 1)
     assert other._heard is not None
-    before = other._heard._tap.asked
+    before = questions()
     other.ask(0, question(SECOND))
     other.step()
-    heard = other._heard._tap.asked
+    heard = questions()
     assert heard > before
     assert [type(one) for one in run(other)][-1] is frames.Answer
-    assert other._heard._tap.asked == heard
+    assert questions() == heard
 
 
 def test_answers_are_the_same_whether_they_were_weighed(halves: Cut) -> None:
@@ -229,34 +230,11 @@ def test_questions_are_for_both_halves(halves: Cut) -> None:
 # The process
 
 
-@contextmanager
-def worker() -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
-    ours, theirs = socket.socketpair()
-    ours.settimeout(60)
-    with ours, theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "meshnode_expert_shards.serving", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),),
-        )
-        theirs.close()
-        try:
-            yield ours, process
-        finally:
-            process.kill()
-            process.wait()
-
-
-def reports(connection: socket.socket) -> Iterator[Any]:
-    found = frames.reports()
-    while data := connection.recv(65_536):
-        yield from found.feed(data)
-
-
 def test_process_opens_hands_over_goes_by_others_and_ends(halves: Cut) -> None:
-    with worker() as (connection, process):
+    with worker(WORKER) as (connection, process):
         command = Open(opened(halves.shards[0]), str(halves.routers), halves.dealt)
         connection.sendall(frames.encode(command))
-        said = reports(connection)
+        said = reports(connection, frames.reports())
         ready = next(one for one in said if not isinstance(one, frames.Progress))
         assert isinstance(ready, frames.Ready)
         assert ready.notes == ()
@@ -271,10 +249,14 @@ def test_process_opens_hands_over_goes_by_others_and_ends(halves: Cut) -> None:
 
 
 def test_shard_without_its_routers_is_told_in_words(halves: Cut, tmp_path: Path) -> None:
-    with worker() as (connection, process):
+    with worker(WORKER) as (connection, process):
         command = Open(opened(halves.shards[0]), str(tmp_path / "none"), halves.dealt)
         connection.sendall(frames.encode(command))
-        failed = next(one for one in reports(connection) if not isinstance(one, frames.Progress))
+        failed = next(
+            one
+            for one in reports(connection, frames.reports())
+            if not isinstance(one, frames.Progress)
+        )
         assert isinstance(failed, frames.Failed)
         assert "cannot be read" in failed.reason
         assert process.wait(30) == 0

@@ -4,6 +4,7 @@ what llama.cpp chooses in the whole model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,22 +144,23 @@ def test_long_call_is_heard_by_its_last_rows(halves: Cut) -> None:
     np.testing.assert_allclose(shard.context.given[0][-50:], long[0][-50:], atol=0.05)
 
 
-def test_no_call_is_asked_about_but_the_one_that_is_heard(halves: Cut) -> None:
+def test_no_call_is_asked_about_but_the_one_that_is_heard(
+    questions: Callable[[], int], halves: Cut
+) -> None:
     shard = Turned(halves, 0)
-    asked = shard.context._tap
-    before = asked.asked
+    before = questions()
     run(shard.context, list(range(20)))
     for step in range(20):
         run(shard.context, [7], position=20 + step)
-    assert asked.asked == before
+    assert questions() == before
     shard.context.clear()
     shard.hear(list(range(20)))
     shard.graph = None
-    heard = asked.asked
+    heard = questions()
     assert heard > before
     for step in range(20):
         run(shard.context, [7], position=20 + step)
-    assert asked.asked == heard
+    assert questions() == heard
 
 
 def test_call_that_is_heard_computes_the_same(halves: Cut) -> None:

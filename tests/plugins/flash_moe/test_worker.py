@@ -1,41 +1,16 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from meshnode_flash_moe import told
 from meshnode_llama_cpp import frames
 
 from p2p_mesh.core.names import ModelId, RequestId
 from p2p_mesh.core.records import InferenceRequest, TokenPrompt
+from tests.plugins.workers import reports, worker
 
-
-@contextmanager
-def worker() -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
-    ours, theirs = socket.socketpair()
-    ours.settimeout(60)
-    with ours, theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "meshnode_flash_moe.worker", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),),
-        )
-        theirs.close()
-        try:
-            yield ours, process
-        finally:
-            process.kill()
-            process.wait()
-
-
-def reports(connection: socket.socket) -> Iterator[Any]:
-    found = told.reports()
-    while data := connection.recv(65_536):
-        yield from found.feed(data)
+WORKER = "meshnode_flash_moe.worker"
 
 
 def open_command(path: Path, memory: int = 4 << 30) -> bytes:
@@ -44,9 +19,9 @@ def open_command(path: Path, memory: int = 4 << 30) -> bytes:
 
 
 def test_a_model_is_opened_asked_and_hung_up(mixture: Path) -> None:
-    with worker() as (connection, process):
+    with worker(WORKER) as (connection, process):
         connection.sendall(open_command(mixture))
-        said = reports(connection)
+        said = reports(connection, told.reports())
         ready = next(one for one in said if not isinstance(one, frames.Progress))
         assert isinstance(ready, frames.Ready)
         assert ready.device == "cpu"
@@ -63,9 +38,9 @@ def test_a_model_is_opened_asked_and_hung_up(mixture: Path) -> None:
 
 def test_a_model_that_cannot_be_served_is_told_in_words(tmp_path: Path) -> None:
     (tmp_path / "none.gguf").write_bytes(b"nothing")
-    with worker() as (connection, process):
+    with worker(WORKER) as (connection, process):
         connection.sendall(open_command(tmp_path / "none.gguf"))
-        failed = next(reports(connection))
+        failed = next(reports(connection, told.reports()))
         assert isinstance(failed, frames.Failed)
         assert "no GGUF" in failed.reason
         assert process.wait(30) == 0
