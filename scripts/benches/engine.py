@@ -161,8 +161,9 @@ async def _long(turns: Turns, sides: Sides, plan: Plan) -> Iterator[Figure]:
 
 
 async def _stall(server: Server, random: Random) -> Stall:
-    beside, long = completion(random, PROMPT, BESIDE), completion(random, LONG, 1)
-    return await stall(server, beside, long, USUAL)
+    # With log-probabilities, since a token that is half a character is no event without.
+    beside = {**completion(random, PROMPT, BESIDE), "logprobs": 0}
+    return await stall(server, beside, completion(random, LONG, 1), USUAL)
 
 
 async def _prefill(server: Server, random: Random) -> float:

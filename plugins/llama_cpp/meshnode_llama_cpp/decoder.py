@@ -49,7 +49,9 @@ class Call:
 
     fed: tuple[tuple[Sequence, Fed], ...]
     writing: int
-    others: int
+    read: int
+    """Rows of prompts."""
+    guessed: int
 
 
 class Decoder:
@@ -141,7 +143,7 @@ class Decoder:
     def _hear(self) -> None:
         for result in self._steps.results():
             call = self._calls.popleft()
-            self._pace.observe(call.writing, call.others, result.seconds)
+            self._pace.observe(call.writing, call.read, call.guessed, result.seconds)
             for (sequence, fed), drawn in zip(call.fed, result.drawn, strict=True):
                 if sequence in self._live:  # not refused with another choice of its task
                     self._take(sequence, fed, drawn)
@@ -243,8 +245,8 @@ class Decoder:
         those who write, in calls that are bounded for them.
         """
         writing = sorted((one for one in self._live if one.is_writing), key=lambda one: one.slot)
-        if not writing:
-            return []
+        if len(writing) < 2:
+            return None if writing and writing[0].flying else writing
         fed = [None if one.flying else one.fed for one in writing]
         calls = sum(call.writing > 0 for call in self._calls)
         places = group(fed, self._steps.together(len(writing)), calls)
@@ -257,13 +259,17 @@ class Decoder:
         counts = compose(turns, self._limits, self._pace)
         self._steps.rows.clear()
         fed: list[tuple[Sequence, Fed]] = []
-        writing = others = 0
+        writing = read = guessed = 0
         pairs = sorted(zip(ready, counts, strict=True), key=lambda pair: pair[0].slot)
         for sequence, count in pairs:
-            if count:
-                writing, others = writing + sequence.is_writing, others + count
-                fed.append((sequence, self._feed(sequence, count)))
-        return Call(tuple(fed), writing, others - writing)
+            if not count:
+                continue
+            if sequence.is_writing:
+                writing, guessed = writing + 1, guessed + count - 1
+            else:
+                read += count
+            fed.append((sequence, self._feed(sequence, count)))
+        return Call(tuple(fed), writing, read, guessed)
 
     def _feed(self, sequence: Sequence, count: int) -> Fed:
         tokens, answered = sequence.next(count)
@@ -278,9 +284,10 @@ class Decoder:
         return Fed(sequence.slot, first, position, draws=draws, targets=targets)
 
     def _guess(self, writing: list[Sequence]) -> None:
+        """None while a prompt is read: what a step may take longer is for that."""
         self._pace.delay = self._steps.delay
-        is_scoring = any(one.is_scored for one in self._live)
-        if writing and self._guesses.are_made and not is_scoring:
+        are_wanted = all(one.is_writing and not one.is_scored for one in self._live)
+        if writing and self._guesses.are_made and are_wanted:
             self._guesses.make(writing, self._steps.outputs - len(self._live), self._pace)
 
     # What came of a call

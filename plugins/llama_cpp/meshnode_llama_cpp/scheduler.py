@@ -3,7 +3,7 @@
 Theory of operation:
 
 1. Every sequence that is writing gets its row, so that all answers grow at one pace; rows for the
-   tokens that were guessed come after those.
+   tokens that were guessed come after those, and after those of prompts.
 2. While answers are written, a long prompt gets as many rows as keep the step within STALL times a
    usual one. What that is, is measured as it goes (`Pace`): on a GPU hundreds, on a small CPU one
    or two. A usual step takes longer as the answers grow, so that one in AGAIN is for them alone.
@@ -21,10 +21,10 @@ Theory of operation:
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-STALL = 2.6
+STALL = 2.1
 """Steps of usual length that a step with rows of a long prompt may take; 3 are promised."""
 HICCUP = 0.5
 """Seconds that answers may wait for a prompt that is read at once."""
@@ -70,39 +70,63 @@ class Turn:
 class Pace:
     """How long a step takes, by the rows in it: of those that write, and all others. llama.cpp
     computes the two one after the other where each sequence has a cache of its own, so their times
-    add up.
+    add up. Guesses are rows of those that write, and take other times than those of prompts.
+
+    What rows take grows with what their sequences hold. So what was learned of some goes, in
+    proportion, for all: of some rows of a prompt for other numbers of them, and of answers for
+    guesses.
     """
 
     def __init__(self) -> None:
         self._writing: dict[int, float] = {}
-        self._others: dict[int, float] = {}
+        self._read: dict[int, float] = {}
+        self._guessed: dict[int, float] = {}
         self._beside = 0
-        """The most other rows that were measured beside writing ones."""
+        """The most rows of prompts that were measured beside writing ones."""
         self._since = 0
         """Steps since one had none."""
         self.delay = 0.0
         """Seconds of a step that do not depend on its rows."""
 
-    def observe(self, writing: int, others: int, seconds: float) -> None:
+    def observe(self, writing: int, read: int, guessed: int, seconds: float) -> None:
         """A step took that long."""
-        self._since = self._since + 1 if others else 0
-        if not others:
-            _blend(self._writing, writing, seconds)
+        self._since = self._since + 1 if read else 0
+        if not read and not guessed:
+            grown = _blend(self._writing, writing, seconds)
+            for rows in self._guessed:
+                self._guessed[rows] *= grown
             return
         usual = self.step(writing) if writing else 0.0
-        if usual is not None:
-            _blend(self._others, _below(others), max(seconds - usual, 0.0))
-            self._beside = max(self._beside, _below(others) if writing else 0)
+        if usual is None:
+            return
+        more = max(seconds - usual, 0.0)
+        if not read:
+            _learn(self._guessed, _below(guessed), more)
+            return
+        rows = _below(read)
+        _learn(self._read, rows, more)
+        if writing:
+            self._beside = max(self._beside, rows)
+        else:  # those of guesses too are rows of one sequence
+            _blend(self._guessed, rows, more)
 
     def step(self, writing: int) -> float | None:
         """Seconds of a step in which so many write, and nothing else; None: not known yet."""
         return _between(self._writing, writing)
 
-    def more(self, others: int) -> float | None:
-        """Seconds that so many other rows add; None: not known yet."""
+    def reading(self, rows: int) -> float | None:
+        """Seconds that so many rows of prompts add; None: not known yet."""
+        return self._more(self._read, rows)
+
+    def guessing(self, rows: int) -> float | None:
+        """Seconds that so many guesses add; None: not known yet."""
+        return self._more(self._guessed, rows)
+
+    def _more(self, known: Mapping[int, float], rows: int) -> float | None:
         one = self._writing.get(1)
-        known = self._others if one is None else {0: max(one - self.delay, 0.0), **self._others}
-        return _between(known, others) if others else 0.0
+        if one is not None:
+            known = {0: max(one - self.delay, 0.0), **known}
+        return _between(known, rows) if rows else 0.0
 
     def beside(self, writing: int) -> int:
         """Rows of prompts that keep the step within STALL; at times none. It grows by a step of
@@ -116,7 +140,7 @@ class Pace:
         budget = (STALL - 1) * usual
         next_up = _GRID[bisect.bisect_right(_GRID, self._beside)]
         for rows in reversed(_GRID[: bisect.bisect_right(_GRID, next_up)]):
-            if (self.more(rows) or 0.0) <= budget:
+            if (self.reading(rows) or 0.0) <= budget:
                 return rows
         return 1
 
@@ -129,11 +153,6 @@ def compose(turns: Sequence[Turn], limits: Limits, pace: Pace) -> list[int]:
     for place in writing[:room]:
         counts[place] = 1
     room -= sum(counts)
-    for place in writing:
-        if counts[place] and turns[place].guessed:
-            more = min(turns[place].guessed, room)
-            counts[place] += more
-            room -= more
     places, rows = _prompts(turns, len(writing), limits, pace)
     room = min(room, rows)
     for place in places:
@@ -141,6 +160,10 @@ def compose(turns: Sequence[Turn], limits: Limits, pace: Pace) -> list[int]:
         is_alone = room == limits.rows
         counts[place] = min(_portion(unread, room) if is_alone else unread, turns[place].most, room)
         room -= counts[place]
+    for place in writing:
+        more = min(turns[place].guessed, room) if counts[place] else 0
+        counts[place] += more
+        room -= more
     return counts
 
 
@@ -181,24 +204,32 @@ def _prompts(
 
 
 def _is_quick(turn: Turn, pace: Pace) -> bool:
-    seconds = pace.more(turn.whole)
+    seconds = pace.reading(turn.whole)
     return turn.whole <= BURST if seconds is None else seconds <= HICCUP
 
 
-def _blend(known: dict[int, float], rows: int, seconds: float) -> None:
-    """A moving average that one hiccup of the machine does not spoil."""
+def _blend(known: dict[int, float], rows: int, seconds: float) -> float:
+    """A moving average that one hiccup of the machine does not spoil; by which factor it grew."""
     old = known.get(rows)
-    if old is None:
+    if not old:
         known[rows] = seconds
-    else:
-        known[rows] = old + _SMOOTH * (min(seconds, _OUTLIER * old) - old)
+        return 1.0
+    known[rows] = old + _SMOOTH * (min(seconds, _OUTLIER * old) - old)
+    return known[rows] / old
+
+
+def _learn(known: dict[int, float], rows: int, seconds: float) -> None:
+    """What these rows took, and in proportion all others."""
+    grown = _blend(known, rows, seconds)
+    for other in known:
+        known[other] *= 1.0 if other == rows else grown
 
 
 def _below(rows: int) -> int:
     return _GRID[bisect.bisect_right(_GRID, rows) - 1]
 
 
-def _between(known: dict[int, float], rows: int) -> float | None:
+def _between(known: Mapping[int, float], rows: int) -> float | None:
     """By the nearest known on both sides; beyond them in proportion."""
     if rows in known:
         return known[rows]

@@ -68,7 +68,7 @@ class Hope:
             return 0
         best, gain = 0, 0.0
         for count in range(1, min(offered, MOST) + 1):
-            more = pace.more(count)
+            more = pace.guessing(count)
             if more is None:
                 return 1  # not measured yet: one guess will tell
             worth = self._tokens(count) - writing * (more + count * each) / usual

@@ -148,6 +148,8 @@ class Inbox:
         """
         if wait and not self._held:
             self._held.append(self._commands.get())
+        elif self.is_empty:
+            return []
         while not self._commands.empty():
             self._held.append(self._commands.get())
         now, self._held = sort(self._held)
@@ -191,11 +193,12 @@ class Worker:
     def turn(self) -> None:
         """Obeys what is asked, and computes a step; waits where there is nothing to do."""
         begun = time.perf_counter()
-        for command in self._inbox.batch(wait=self.idle):
-            self.obey(command)
-        while time.perf_counter() - begun < PATIENCE and (more := self._inbox.batch(wait=False)):
-            for command in more:
+        commands = self._inbox.batch(wait=self.idle)
+        while commands:
+            for command in commands:
                 self.obey(command)
+            is_late = time.perf_counter() - begun >= PATIENCE
+            commands = [] if is_late else self._inbox.batch(wait=False)
         self.step()
 
     def obey(self, command: frames.Command) -> None:

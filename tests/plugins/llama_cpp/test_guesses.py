@@ -36,7 +36,7 @@ def pace() -> Pace:
     found = Pace()
     for writing in (1, 2):
         for rows in range(MOST + 1):
-            found.observe(writing, rows, 1.0 + rows / 10_000)
+            found.observe(writing, 0, rows, 1.0 + rows / 10_000)
     return found
 
 
@@ -92,5 +92,5 @@ def test_wrong_guesses_are_counted_and_lower_hope(model: Model, pace: Pace) -> N
     assert (one.task.drafted, one.task.accepted) == (50 * MOST, 0)
     slow = Pace()
     for rows in range(MOST + 1):
-        slow.observe(1, rows, 1.0 + rows)
+        slow.observe(1, 0, rows, 1.0 + rows)
     assert list(made(guesses(), slow, one)) == [[]]

@@ -22,14 +22,14 @@ turns = st.builds(
 )
 
 
-def paced(step: float = 10.0, row: float = 6.0) -> Pace:
+def paced(step: float = 10.0, row: float = 5.0) -> Pace:
     """A machine whose rows cost alike, however many."""
     pace = Pace()
     for writing in (1, 2, 4, 8):
-        pace.observe(writing, 0, step)
+        pace.observe(writing, 0, 0, step)
     for _ in range(40):
         rows = pace.beside(1)
-        pace.observe(1, rows, step + rows * row)
+        pace.observe(1, rows, 0, step + rows * row)
     return pace
 
 
@@ -121,11 +121,11 @@ def test_groups_that_are_askew_fall_into_step() -> None:
 
 
 def test_a_long_prompt_waits_for_who_writes() -> None:
-    assert compose([Turn(), prompt(4000)], LIMITS, paced(step=10.0, row=6.0)) == [1, 2]
+    assert compose([Turn(), prompt(4000)], LIMITS, paced(step=10.0, row=5.0)) == [1, 2]
 
 
 def test_the_last_of_a_long_prompt_is_no_short_prompt() -> None:
-    assert compose([Turn(), prompt(40, 4000)], LIMITS, paced(step=10.0, row=6.0)) == [1, 2]
+    assert compose([Turn(), prompt(40, 4000)], LIMITS, paced(step=10.0, row=5.0)) == [1, 2]
 
 
 def test_a_prompt_that_takes_no_time_is_read_at_once() -> None:
@@ -163,30 +163,74 @@ def test_steps_stay_within_the_stall_once_they_are_known(
     step: float, first: float, row: float, writing: int
 ) -> None:
     pace = Pace()
-    pace.observe(writing, 0, step)
+    pace.observe(writing, 0, 0, step)
     for _ in range(60):
         rows = pace.beside(writing)
-        pace.observe(writing, rows, step + (first + row * rows if rows else 0.0))
+        pace.observe(writing, rows, 0, step + (first + row * rows if rows else 0.0))
     rows = pace.beside(writing)
     assert rows <= 1 or step + first + row * rows <= STALL * step * 1.02
 
 
 def test_what_is_usual_is_learned_again_while_a_long_prompt_is_read() -> None:
     pace, step = Pace(), 10.0
-    pace.observe(1, 0, step)
+    pace.observe(1, 0, 0, step)
     for _ in range(30 * AGAIN):
         step *= 1.001
         rows = pace.beside(1)
-        pace.observe(1, rows, step * (1 + 0.5 * rows))
+        pace.observe(1, rows, 0, step * (1 + 0.5 * rows))
     usual = pace.step(1)
     assert usual is not None
     assert usual > 0.8 * step
 
 
+def test_what_more_rows_take_now_is_known_from_fewer() -> None:
+    """A prompt's rows take longer the more was read of it; other numbers were tried long ago."""
+    pace = Pace()
+    pace.observe(1, 0, 0, 20.0)
+    for rows in (1, 2, 3, 4, 6, 8):
+        pace.observe(1, rows, 0, 20.0 + 4.0 * rows)
+    for _ in range(20):
+        pace.observe(1, 4, 0, 20.0 + 30.0)
+    eight = pace.reading(8)
+    assert eight is not None
+    assert eight > 55.0
+
+
+def test_guesses_take_longer_as_the_answer_grows() -> None:
+    pace = Pace()
+    pace.observe(1, 0, 0, 20.0)
+    pace.observe(1, 0, 4, 20.0 + 12.0)
+    for _ in range(60):
+        pace.observe(1, 0, 0, 50.0)
+    four = pace.guessing(4)
+    assert four is not None
+    assert four > 29.0
+
+
+def test_guesses_say_nothing_of_how_long_prompts_take() -> None:
+    pace = Pace()
+    pace.observe(1, 0, 0, 20.0)
+    for rows in (1, 2, 4, 8, 4, 2, 1):
+        pace.observe(1, 0, rows, 20.1)
+    assert pace.beside(1) == 1
+
+
+@given(st.lists(turns, max_size=20))
+def test_guesses_take_nothing_from_prompts(found: list[Turn]) -> None:
+    silent = [Turn(one.unread, one.whole, 0, one.most) for one in found]
+    counts, without = (compose(one, LIMITS, paced()) for one in (found, silent))
+    for turn, count, alone in zip(found, counts, without, strict=True):
+        assert count == alone or (not turn.unread and count > alone)
+
+
+def test_a_step_with_a_prompt_and_guesses_is_within_the_stall() -> None:
+    assert sum(compose([Turn(guessed=8), prompt(4000)], LIMITS, paced(10.0, 5.0))) == 3
+
+
 def test_a_hiccup_is_forgotten() -> None:
     pace = Pace()
     for seconds in (10.0, 10.0, 500.0, 10.0, 10.0, 10.0, 10.0, 10.0):
-        pace.observe(1, 0, seconds)
+        pace.observe(1, 0, 0, seconds)
     found = pace.step(1)
     assert found is not None
     assert found < 12.0
@@ -194,8 +238,8 @@ def test_a_hiccup_is_forgotten() -> None:
 
 def test_what_was_not_measured_lies_between_what_was() -> None:
     pace = Pace()
-    pace.observe(2, 0, 10.0)
-    pace.observe(6, 0, 20.0)
+    pace.observe(2, 0, 0, 10.0)
+    pace.observe(6, 0, 0, 20.0)
     assert pace.step(4) == 15.0
     assert pace.step(12) == 40.0
     assert pace.step(1) == 10.0

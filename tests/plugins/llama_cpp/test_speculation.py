@@ -6,9 +6,9 @@ from meshnode_llama_cpp.speculation import DRAFTED, MOST, Hope, Lookup
 
 def pace(step: float, row: float) -> Pace:
     found = Pace()
-    found.observe(1, 0, step)
+    found.observe(1, 0, 0, step)
     for rows in range(1, MOST + 1):
-        found.observe(1, rows, step + rows * row)
+        found.observe(1, 0, rows, step + rows * row)
     return found
 
 
@@ -40,7 +40,7 @@ def test_nothing_is_guessed_before_a_step_was_measured() -> None:
 
 def test_one_guess_finds_out_what_rows_cost() -> None:
     found = Pace()
-    found.observe(2, 0, 1.0)
+    found.observe(2, 0, 0, 1.0)
     assert Hope().count(8, 2, found) == 1
 
 
