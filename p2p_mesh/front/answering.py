@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from p2p_mesh.core.names import RequestId
+from p2p_mesh.core.offers import offer
 from p2p_mesh.core.records import Delta, InferenceRequest
 from p2p_mesh.errors import MeshError, RemoteError
 from p2p_mesh.front.batch import Answer, Grown, answers
@@ -29,7 +30,7 @@ from p2p_mesh.front.openai import Drawn, Kind, Question, question
 from p2p_mesh.front.whole import Whole
 from p2p_mesh.http.application import report
 from p2p_mesh.http.failure import INTERNAL, Failure, failure
-from p2p_mesh.http.stream import DONE, Deferred, EventStream, Outbox, Write, event
+from p2p_mesh.http.stream import DONE, Body, Deferred, EventStream, Outbox, event
 from p2p_mesh.journal import Journal
 
 
@@ -89,9 +90,7 @@ class Answering:
             return failure(error, whole.partial() or None).response()
         return JSONResponse(whole.body(), headers=headers)
 
-    async def _stream(
-        self, asked: Question, request: Request, answer: Answer, write: Write
-    ) -> None:
+    async def _stream(self, asked: Question, request: Request, answer: Answer, body: Body) -> None:
         asked = await self._fetched(asked)
         chunks = Chunks(asked)
         async with answers(answer, asked.requests) as grown:
@@ -100,7 +99,7 @@ class Answering:
             except StopAsyncIteration:
                 raise RemoteError("the answer ended before it began") from None
             begun = chunks.grown(first, prompt)
-            await Outbox(write).fill(partial(self._grow, request, chunks, begun, grown))
+            await Outbox(body, body.now).fill(partial(self._grow, request, chunks, begun, grown))
 
     async def _grow(
         self,
@@ -111,8 +110,15 @@ class Answering:
         outbox: Outbox,
     ) -> None:
         """Everything after the head, where an error can only be an event."""
+
+        def taken(one: Grown) -> bool:
+            prompt, delta = one
+            chunk = chunks.plain(delta, prompt)
+            return chunk is not None and outbox.put_nowait(chunk)
+
         try:
             await outbox.put(begun)
+            offer(grown, taken)
             async for prompt, delta in grown:
                 if chunk := chunks.grown(delta, prompt):
                     await outbox.put(chunk)

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
+from p2p_mesh.core.offers import Take, offer
 from p2p_mesh.core.records import Delta, InferenceRequest
 
 AT_ONCE = 8
@@ -39,6 +40,14 @@ class _First:
 
     def __init__(self, deltas: AsyncIterator[Delta]) -> None:
         self._deltas = deltas
+
+    def offer(self, take: Take[Grown]) -> None:
+        """See core/offers.py."""
+
+        def taken(delta: Delta) -> bool:
+            return take((0, delta))
+
+        offer(self._deltas, taken)
 
     def __aiter__(self) -> AsyncIterator[Grown]:
         return self

@@ -43,9 +43,14 @@ class Chunks:
         """The events of a delta; none where nothing is to be seen yet. Raises RemoteError for
         what cannot belong to the answer.
         """
+        plain = self.plain(delta, prompt)
+        return b"".join(self._grown(delta, prompt)) if plain is None else plain
+
+    def plain(self, delta: Delta, prompt: int = 0) -> bytes | None:
+        """As `grown`, of an ordinary delta, from which nothing is to be remembered; else None."""
         splice = self._splices.get((prompt, delta.choice))
         if splice is None or not _is_plain(delta):
-            return b"".join(self._grown(delta, prompt))
+            return None
         if not delta.text:
             return b""
         return splice[0] + _json.encode(delta.text) + splice[1]

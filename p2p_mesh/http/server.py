@@ -7,7 +7,7 @@ holds each of them to be cured), so it lends only its protocol machine:
    the shutdown. Here a send has a deadline, and one that is cut off closes the connection.
 2. It tells the application of a disconnect from inside the application's last send; whoever
    listens (Starlette's own StreamingResponse does) cancels that send, and the connection is
-   never closed or used again. Here the news waits until the last send is done (`Exchange`).
+   never closed or used again. Here the news waits until the last send is done (exchange.py).
 3. The same news waits for room in the application's queue, which a body that nobody reads has
    filled: both wait for ever. Here the queue is emptied meanwhile.
 4. It stops reading while a pipelined request waits, and so misses that the client has left.
@@ -23,7 +23,7 @@ import os
 import resource
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -34,12 +34,11 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from p2p_mesh.errors import SettingsError
+from p2p_mesh.http.exchange import Exchange
 from p2p_mesh.journal import Journal
-
-Write = Callable[[bytes], Awaitable[None]]
 
 SILENT = Journal()
 
@@ -206,69 +205,6 @@ def why_not(number: int | None, host: str, port: int, flag: str) -> str:
     return f"port {port} on {host} cannot be opened: {errno.errorcode.get(number or 0, number)}"
 
 
-def is_chunked(scope: Scope, head: Message) -> bool:
-    """Whether the body of that response goes out in chunks (RFC 9112, section 7.1)."""
-    return (
-        scope.get("http_version") == "1.1"
-        and scope.get("method") != "HEAD"
-        and head["status"] == 200
-        and all(name.lower() != b"content-length" for name, _ in head.get("headers", ()))
-    )
-
-
-class Exchange:
-    """One request and its response, as the application sees them.
-
-    A chunk of a stream is written as it stands: the state of the protocol machine is the same
-    before and after one, and taking it through there is most of what a token costs a node.
-    """
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send, write: Write) -> None:
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._write = write
-        self._head: Message = {}
-        self._is_chunked = False
-        self._is_ending = False
-        self._ended = trio.Event()
-
-    async def receive(self) -> Message:
-        message: Message = {"type": "http.disconnect"}
-        if not self._is_ending:
-            message = await self._receive()
-        if self._is_ending:
-            await self._ended.wait()
-        return message
-
-    async def send(self, message: Message) -> None:
-        is_body = message["type"] == "http.response.body"
-        if not is_body or message.get("more_body", False):
-            await self._grow(message, message.get("body", b"") if is_body else b"")
-            return
-        self._is_ending = True
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._drain)
-            await self._send(message)
-            nursery.cancel_scope.cancel()
-        self._ended.set()
-
-    async def _grow(self, message: Message, body: bytes) -> None:
-        if self._is_chunked and body:
-            await self._write(b"%x\r\n%b\r\n" % (len(body), body))
-            return
-        await self._send(message)
-        # The head goes out with the first body: only what comes after that is a chunk alone.
-        if message["type"] == "http.response.start":
-            self._head = message
-        elif body:
-            self._is_chunked = is_chunked(self._scope, self._head)
-
-    async def _drain(self) -> None:
-        while True:
-            await self._receive()
-
-
 class Http1(H11Protocol):  # type: ignore[misc]  # hypercorn's types are skipped
     """HTTP/1.1 and nothing else: an offer to change to HTTP/2 is left unanswered."""
 
@@ -288,6 +224,8 @@ class Connection:
         self._descriptor = stream.socket.fileno()
         self._write_timeout = write_timeout
         self._sending = trio.Lock()
+        self._left = b""
+        """Of the last push, what the system did not take."""
         self._idle = TrioSingleTask()
         self._is_over = False
         self._tasks: TaskGroup
@@ -303,8 +241,8 @@ class Connection:
             await self._read()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, *_: Any) -> None:
-        exchange = Exchange(scope, receive, send, self._write)
-        await self._app(scope, exchange.receive, exchange.send)
+        exchange = Exchange(scope, receive, send, self._write, self._push)
+        await self._app(exchange.scope, exchange.receive, exchange.send)
 
     def _addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:
         client, server = self._stream.socket.getpeername(), self._stream.socket.getsockname()
@@ -343,10 +281,21 @@ class Connection:
 
     async def _write(self, data: bytes) -> None:
         """Mostly at once: what the system takes needs no deadline and no turn of the loop."""
+        data, self._left = self._left + data, b""
         if not self._sending.locked():
             data = data[self._write_now(data) :]
         if data:
             await self._write_all(data)
+
+    def _push(self, data: bytes) -> bool:
+        """A WriteNow. What the system takes no more of goes out before what follows, as something
+        always does, if only the end.
+        """
+        if self._left or self._sending.locked():
+            return False
+        count = self._write_now(data)
+        self._left = data[count:] if count else b""
+        return count > 0
 
     def _write_now(self, data: bytes) -> int:
         """How many bytes the system took."""

@@ -21,6 +21,13 @@ from p2p_mesh.core.bursts import Bursts
 T = TypeVar("T")
 
 Write = Callable[[bytes], Awaitable[None]]
+WriteNow = Callable[[bytes], bool]
+"""Writes all of it without waiting, or gives False and has written nothing."""
+
+WRITE_NOW = "meshnode.write_now"
+"""An extension of ASGI, which the server offers in the scope: a WriteNow for more of a body that is
+being sent. Whoever wraps `send` does not see it.
+"""
 
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream that ended well."""
@@ -106,32 +113,51 @@ class EventStream:
     """
 
     def __init__(
-        self, run: Callable[[Write], Awaitable[None]], headers: Mapping[str, str] | None = None
+        self, run: Callable[[Body], Awaitable[None]], headers: Mapping[str, str] | None = None
     ) -> None:
         self._run = run
-        self._headers = {**_EVENT_STREAM, **(headers or {})}
+        headers = {**_EVENT_STREAM, **(headers or {})}
+        self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_begun = False
-
-        async def write(data: bytes) -> None:
-            nonlocal is_begun
-            if not is_begun:
-                is_begun = True
-                await send(self._head())
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-
+        body = Body(self._headers, scope, send)
         try:
-            await until_disconnect(receive, partial(self._run, write))
+            await until_disconnect(receive, partial(self._run, body))
         except ClientGone:
             return
-        if not is_begun:
-            await send(self._head())
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await body.end()
 
-    def _head(self) -> dict[str, object]:
-        headers = [(name.encode(), value.encode()) for name, value in self._headers.items()]
-        return {"type": "http.response.start", "status": 200, "headers": headers}
+
+class Body:
+    """The body of a response, as it is written; a Write."""
+
+    def __init__(self, headers: list[tuple[bytes, bytes]], scope: Scope, send: Send) -> None:
+        self._headers = headers
+        self._send = send
+        self._now: WriteNow = scope.get("extensions", {}).get(WRITE_NOW, _never)
+        self._is_begun = False
+
+    async def __call__(self, data: bytes) -> None:
+        await self._begin()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def now(self, data: bytes) -> bool:
+        """A WriteNow."""
+        return self._is_begun and self._now(data)
+
+    async def end(self) -> None:
+        await self._begin()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self) -> None:
+        if not self._is_begun:
+            self._is_begun = True
+            head = {"type": "http.response.start", "status": 200, "headers": self._headers}
+            await self._send(head)
+
+
+def _never(data: bytes) -> bool:
+    return False
 
 
 class Outbox:
@@ -140,8 +166,11 @@ class Outbox:
     once, which saves a turn for each token of a slow answer.
     """
 
-    def __init__(self, write: Write) -> None:
+    def __init__(self, write: Write, now: WriteNow = _never) -> None:
         self._write = write
+        self._now = now
+        self._was_refused = False
+        """What is put in next was offered to `put_nowait`."""
         self._pending = bytearray()
         self._is_writing = False
         self._bursts = Bursts()
@@ -150,14 +179,26 @@ class Outbox:
 
     async def put(self, data: bytes) -> None:
         """Takes data for the next write; waits while too much waits already."""
-        is_alone = self._bursts.is_alone(trio.current_time())
-        if is_alone and not self._pending and not self._is_writing:
+        was_refused, self._was_refused = self._was_refused, False
+        if not was_refused and self._is_alone():
             await self._write(data)
             return
         self._pending += data
         self._filled.set()
         while len(self._pending) > PENDING_LIMIT:
             await self._written.wait()
+
+    def put_nowait(self, data: bytes) -> bool:
+        """Writes data at once, if it comes alone and can be written whole; else nothing, and it is
+        to be `put`.
+        """
+        is_written = self._is_alone() and (not data or self._now(data))
+        self._was_refused = not is_written
+        return is_written
+
+    def _is_alone(self) -> bool:
+        is_alone = self._bursts.is_alone(trio.current_time())
+        return is_alone and not self._pending and not self._is_writing
 
     async def fill(self, work: Callable[[Outbox], Awaitable[None]]) -> None:
         """Runs `work` and writes what it puts in, until all of it is written."""

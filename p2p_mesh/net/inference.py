@@ -34,6 +34,7 @@ from typing import Any
 import trio
 
 from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.offers import Take
 from p2p_mesh.core.records import Delta, InferenceRequest, ModelLoad, Query, Reply
 from p2p_mesh.core.wire import (
     INFERENCE_LIMIT,
@@ -305,12 +306,25 @@ class _Answer:
         self._over = False
         self._error: MeshError | None = None
         self._news = trio.Event()
+        self._is_awaited = False
+        self._take: Take[Delta] | None = None
+
+    def offer(self, take: Take[Delta]) -> None:
+        """See core/offers.py."""
+        self._take = take
 
     def grow(self, message: Grew | Found, size: int) -> None:
-        self.held += size
         items = message.deltas if isinstance(message, Grew) else (message.reply,)
+        if self._is_taken(items):
+            return
+        self.held += size
         self._chunks.append((items, size))
         self._news.set()
+
+    def _is_taken(self, items: Sequence[Any]) -> bool:
+        if self._take is None or not self._is_awaited or self._chunks or len(items) != 1:
+            return False
+        return self._take(items[0])
 
     def finish(self, error: MeshError | None) -> None:
         if not self._over:
@@ -333,9 +347,15 @@ class _Answer:
             elif self._over:
                 raise StopAsyncIteration
             else:
-                self._news = trio.Event()
-                await self._news.wait()
+                await self._wait()
         return item
+
+    async def _wait(self) -> None:
+        self._news, self._is_awaited = trio.Event(), True
+        try:
+            await self._news.wait()
+        finally:
+            self._is_awaited = False
 
 
 def most_of(question: Ask | Look) -> int:

@@ -24,6 +24,7 @@ from p2p_mesh.core.admission import may_open
 from p2p_mesh.core.bursts import Bursts
 from p2p_mesh.core.invite import Member
 from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.offers import offer
 from p2p_mesh.core.wire import End, ErrorMessage, Frames, decode, encode, framed
 from p2p_mesh.errors import MeshError, RemoteError, Unavailable
 from p2p_mesh.groups import bare
@@ -247,15 +248,18 @@ class Gathered(Generic[T]):
         self._bursts = Bursts()
         self._items: deque[T] = deque()
         self._is_awaited = False
+        self._was_refused = False
+        """The item that is read next was offered."""
         self._is_over = False
         self._came = trio.Event()
         self._went = trio.Event()
 
     async def collect(self, items: AsyncIterator[T]) -> None:
         """Takes the items as they come, and rests while `most` of them wait."""
+        offer(items, self._offered)
         async for item in items:
-            is_alone = self._bursts.is_alone(trio.current_time())
-            if is_alone and self._is_awaited and not self._items and self._now(item):
+            was_refused, self._was_refused = self._was_refused, False
+            if not was_refused and self._went_at_once(item):
                 continue
             self._items.append(item)
             self._came.set()
@@ -264,6 +268,18 @@ class Gathered(Generic[T]):
                 await self._went.wait()
         self._is_over = True
         self._came.set()
+
+    def _offered(self, item: T) -> bool:
+        try:
+            is_gone = self._went_at_once(item)
+        except MeshError:  # whoever takes it will meet that too
+            is_gone = False
+        self._was_refused = not is_gone
+        return is_gone
+
+    def _went_at_once(self, item: T) -> bool:
+        is_alone = self._bursts.is_alone(trio.current_time())
+        return is_alone and self._is_awaited and not self._items and self._now(item)
 
     async def take(self, most: int) -> tuple[T, ...]:
         """What came since the last time; waits for one item at least. Nothing: it is over."""

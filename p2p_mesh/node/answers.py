@@ -19,11 +19,12 @@ from typing import TypeVar
 import msgspec
 import trio
 
+from p2p_mesh.core.course import answers
 from p2p_mesh.core.estimates import Firsts
 from p2p_mesh.core.inventory import Inventory
 from p2p_mesh.core.names import ModelId, PeerId, RequestId
 from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply
-from p2p_mesh.core.routing import Candidate, answers, goes_on_exactly, promising
+from p2p_mesh.core.routing import Candidate, goes_on_exactly, promising
 from p2p_mesh.core.share import Share
 from p2p_mesh.errors import (
     BrokenOff,

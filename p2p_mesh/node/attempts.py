@@ -18,10 +18,12 @@ from dataclasses import dataclass
 
 import trio
 
+from p2p_mesh.core.course import Course
 from p2p_mesh.core.names import PeerId
+from p2p_mesh.core.offers import Take, offer
 from p2p_mesh.core.records import Delta, InferenceRequest
 from p2p_mesh.core.resumption import Progress
-from p2p_mesh.core.routing import Candidate, Course
+from p2p_mesh.core.routing import Candidate
 from p2p_mesh.errors import MeshError, RemoteError, RequestError
 
 END_PATIENCE = 1.0
@@ -78,6 +80,17 @@ class Attempt:
         self._is_over = delta.usage is not None
         return delta
 
+    def offer(self, take: Take[Delta]) -> None:
+        """See core/offers.py. How an answer begins and ends is the reader's to see."""
+
+        def expected(delta: Delta) -> bool:
+            is_taken = self._course.expects(delta) and take(delta)
+            if is_taken:
+                self._course.check(delta)
+            return is_taken
+
+        offer(self._deltas, expected)
+
     async def close(self) -> None:
         await self.asking.aclose()
 
@@ -113,6 +126,18 @@ class Lasting:
         self._breaks = self._refusals = 0
         self._go_on = go_on
         self._learn = learn
+        self._take: Take[Delta] | None = None
+
+    def offer(self, take: Take[Delta]) -> None:
+        """See core/offers.py."""
+        self._take = take
+        self._attempt.offer(self._taken)
+
+    def _taken(self, delta: Delta) -> bool:
+        is_taken = self._take is not None and self._take(delta)
+        if is_taken:
+            self._progress.take(delta)
+        return is_taken
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self
@@ -141,6 +166,8 @@ class Lasting:
         self._failed.add(self._attempt.candidate.peer)
         broken = Broken(self._attempt, error, self._progress, self._failed)
         self._attempt = await self._go_on(broken)
+        if self._take is not None:
+            self._attempt.offer(self._taken)
 
     async def close(self) -> None:
         await self._attempt.close()

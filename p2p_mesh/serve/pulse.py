@@ -14,6 +14,7 @@ import trio
 
 from p2p_mesh.core.estimates import TOKEN_SIZE, size
 from p2p_mesh.core.names import ModelId
+from p2p_mesh.core.offers import Take, offer
 from p2p_mesh.core.records import (
     Delta,
     InferenceRequest,
@@ -136,6 +137,17 @@ class Heard:
     def __init__(self, deltas: AsyncIterator[Delta], work: Work) -> None:
         self._deltas = deltas
         self._work = work
+
+    def offer(self, take: Take[Delta]) -> None:
+        """See core/offers.py."""
+
+        def heard(delta: Delta) -> bool:
+            is_taken = take(delta)
+            if is_taken:
+                self._work.hear(delta)
+            return is_taken
+
+        offer(self._deltas, heard)
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self

@@ -251,3 +251,13 @@ def test_stream_and_whole_say_the_same(kind: Kind, parts: list[Delta]) -> None:
 
 def _indexes(parts: list[Delta], choice: int) -> list[int]:
     return sorted({call.index for one in parts if one.choice == choice for call in one.calls})
+
+
+def test_only_an_ordinary_delta_is_plain() -> None:
+    chunks = Chunks(question())
+    assert chunks.plain(Delta(text="the choice has not begun")) is None
+    chunks.grown(Delta(text="a"))
+    assert chunks.plain(Delta()) == b""
+    assert chunks.plain(END) is None
+    plain = chunks.plain(Delta(text="b"))
+    assert plain == chunks.grown(Delta(text="b"))

@@ -8,6 +8,8 @@ from starlette.types import Message
 
 from p2p_mesh.http.stream import (
     PENDING_LIMIT,
+    WRITE_NOW,
+    Body,
     ClientGone,
     Deferred,
     EventStream,
@@ -255,3 +257,58 @@ async def test_order_is_kept_where_one_comes_alone_after_many(
 
     await Outbox(write).fill(work)
     assert b"".join(written) == b"012345"
+
+
+async def test_what_is_offered_alone_is_written_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What is not, is put, and is then not counted again."""
+    written, at_once = list[bytes](), list[bytes]()
+
+    async def write(data: bytes) -> None:
+        written.append(data)
+
+    def now(data: bytes) -> bool:
+        at_once.append(data)
+        return data != b"no room"
+
+    async def work(outbox: Outbox) -> None:
+        for data in (b"the first", b"a", b"no room", b"b"):
+            await trio.sleep(1)
+            if not outbox.put_nowait(data):
+                await outbox.put(data)
+        assert outbox.put_nowait(b"c") is False  # with b
+        await outbox.put(b"c")
+        assert outbox.put_nowait(b"d") is False  # c waits
+
+    await Outbox(write, now).fill(work)
+    assert at_once == [b"a", b"no room", b"b"]
+    assert written == [b"the first", b"no room", b"c"]
+
+
+async def test_nothing_is_written_before_the_head() -> None:
+    client, pushed = Client(), list[bytes]()
+
+    def push(data: bytes) -> bool:
+        pushed.append(data)
+        return True
+
+    async def run(body: Body) -> None:
+        assert not body.now(b"a")
+        await body(b"b")
+        assert body.now(b"c")
+
+    scope = {"extensions": {WRITE_NOW: push}}
+    await EventStream(run)(scope, client.receive, client.send)
+    assert pushed == [b"c"]
+    assert client.bodies == [b"b", b""]
+
+
+async def test_a_server_that_offers_nothing_is_sent_all() -> None:
+    client = Client()
+
+    async def run(body: Body) -> None:
+        await body(b"a")
+        assert not body.now(b"b")
+
+    await EventStream(run)({}, client.receive, client.send)

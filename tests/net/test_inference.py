@@ -653,3 +653,35 @@ async def test_line_that_is_given_up_carries_no_other_answer(
         assert not freed
         await trio.sleep_forever()
     assert line._reading.cancelled_caught
+
+
+async def test_delta_that_comes_alone_is_offered_before_the_asker_has_his_turn() -> None:
+    """Those that nobody takes, and all that come together, go to the asker."""
+    answer, taken, read = inference._Answer(Grew), list[str](), list[str]()
+
+    def take(delta: Delta) -> bool:
+        taken.append(delta.text)
+        return delta.text != "refused"
+
+    def grow(*texts: str) -> None:
+        answer.grow(Grew(deltas=tuple(Delta(text=text) for text in texts)), 10)
+
+    answer.offer(take)
+    grow("nobody waits")
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def reader() -> None:
+            read.extend([delta.text async for delta in answer])
+
+        await trio.testing.wait_all_tasks_blocked()
+        grow("a")
+        assert answer.held == 0
+        grow("refused")
+        grow("after it")
+        assert answer.held == 20
+        await trio.testing.wait_all_tasks_blocked()
+        grow("b", "c")
+        answer.finish(None)
+    assert taken == ["a", "refused"]
+    assert read == ["nobody waits", "refused", "after it", "b", "c"]

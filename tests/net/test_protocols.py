@@ -17,6 +17,7 @@ from p2p_mesh.net import protocols
 from p2p_mesh.net.protocols import Drained, Gathered, Protocol, Stream
 from p2p_mesh.testing.members import Mesh, Node, opened, text_of, until
 from p2p_mesh.testing.network import MemoryNetwork
+from p2p_mesh.testing.offering import Spring
 
 Clock = trio.testing.MockClock
 
@@ -247,3 +248,32 @@ async def test_items_rest_while_many_wait(autojump_clock: Clock) -> None:
             came.append(batch)
     assert [number for batch in came for number in batch] == [*range(7)]
     assert max(map(len, came)) == 2
+
+
+async def test_item_that_is_offered_is_sent_before_the_reader_has_his_turn(
+    autojump_clock: Clock,
+) -> None:
+    sent: list[int] = []
+
+    def send(item: int) -> bool:
+        sent.append(item)
+        if item == 4:
+            raise Unavailable("gone")
+        return item != 3
+
+    gathered, spring, came = Gathered[int](100, send), Spring[int](), list[tuple[int, ...]]()
+
+    async def take() -> None:
+        while batch := await gathered.take(9):
+            came.append(batch)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gathered.collect, spring)
+        nursery.start_soon(take)
+        for number in range(6):
+            await trio.sleep(1)
+            # Of the first it is not known that it is alone.
+            assert spring.pour(number) == (number in (1, 2, 5))
+        spring.pour(None)
+    assert sent == [1, 2, 3, 4, 5]
+    assert came == [(0,), (3,), (4,)]

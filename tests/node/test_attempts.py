@@ -1,7 +1,8 @@
 """Answers that outlive their nodes: what the client gets is what one node would have said."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import trio.testing
 
 from p2p_mesh.core.inventory import Inventory, Offer
 from p2p_mesh.core.names import Digest, ModelId, PeerId, RequestId
+from p2p_mesh.core.offers import offer
 from p2p_mesh.core.records import (
     Announcement,
     ChatPrompt,
@@ -36,6 +38,7 @@ from p2p_mesh.errors import (
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.node.answers import PATIENCE, STREAMS, Answers
 from p2p_mesh.node.attempts import TIMES
+from p2p_mesh.testing.offering import Spring
 
 WORDS = ["a1", "b2", "c3", "d4", "e5", "f6"]
 ASKED = InferenceRequest(id=RequestId("r"), model=ModelId("m"), prompt=TextPrompt(text="hello"))
@@ -51,6 +54,7 @@ class Speaker:
         self.pause = 0.0
         self.asked: list[InferenceRequest] = []
         self.under_way = 0
+        self.speak: Callable[[InferenceRequest], AsyncIterator[Delta]] = self._speak
 
     @asynccontextmanager
     async def generate(
@@ -59,7 +63,7 @@ class Speaker:
         self.asked.append(request)
         self.under_way += 1
         try:
-            yield self._speak(request)
+            yield self.speak(request)
         finally:
             self.under_way -= 1
 
@@ -123,6 +127,68 @@ async def test_another_node_goes_on_wherever_an_answer_breaks(said: int) -> None
     assert resume.tokens == tuple(range(said))
     assert resume.text == 2 * said
     assert (here.under_way, peer.under_way) == (0, 0)
+
+
+@pytest.mark.parametrize("said", range(1, len(WORDS)))
+async def test_another_node_goes_on_after_what_was_taken_at_once(said: int) -> None:
+    """Also where none of it but the first delta had passed through who reads."""
+    springs = [Spring[Delta](), Spring[Delta]()]
+    here, peer, taken, read = Speaker(), Speaker(), list[str](), list[str]()
+    for speaker, spring in zip((here, peer), springs, strict=True):
+        speaker.speak = partial(_from, spring)
+    world = World(here, a=peer)
+    deltas = [Delta(tokens=(place,), text=word) for place, word in enumerate(WORDS)]
+
+    def take(delta: Delta) -> bool:
+        taken.append(delta.text)
+        return True
+
+    async def listen() -> None:
+        async with world.answers.answer(ASKED) as answer:
+            offer(answer, take)
+            read.extend([delta.text async for delta in answer])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        await trio.testing.wait_all_tasks_blocked()
+        springs[0].pour(deltas[0])
+        await trio.testing.wait_all_tasks_blocked()
+        assert all(springs[0].pour(delta) for delta in deltas[1:said])
+        springs[0].pour(None)
+        await trio.testing.wait_all_tasks_blocked()
+        springs[1].pour(deltas[said])
+        await trio.testing.wait_all_tasks_blocked()
+        assert all(springs[1].pour(delta) for delta in deltas[said + 1 :])
+        usage = Usage(prompt_tokens=1, completion_tokens=len(WORDS))
+        assert not springs[1].pour(Delta(finish="stop", usage=usage))
+        springs[1].pour(None)
+    (resume,) = peer.asked[0].resume
+    assert (resume.tokens, resume.text) == (tuple(range(said)), 2 * said)
+    assert (taken, read) == ([*WORDS[1:said], *WORDS[said + 1 :]], [WORDS[0], WORDS[said], ""])
+
+
+def _from(spring: Spring[Delta], _request: InferenceRequest) -> Spring[Delta]:
+    return spring
+
+
+async def test_what_was_not_asked_for_is_not_taken_at_once() -> None:
+    spring, here = Spring[Delta](), Speaker()
+    here.speak = partial(_from, spring)
+    world = World(here)
+
+    async def listen() -> None:
+        async with world.answers.answer(ASKED) as answer:
+            offer(answer, lambda _: True)
+            with pytest.raises(BrokenOff, match="not asked for"):
+                [delta async for delta in answer]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        await trio.testing.wait_all_tasks_blocked()
+        spring.pour(Delta(tokens=(1,), text="a"))
+        await trio.testing.wait_all_tasks_blocked()
+        world.hosted["m"].state = "failed"
+        assert not spring.pour(Delta(choice=1, tokens=(1,), text="b"))
 
 
 async def test_going_on_is_said_and_whether_it_is_exact() -> None:

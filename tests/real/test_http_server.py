@@ -26,6 +26,7 @@ from p2p_mesh.errors import SettingsError
 from p2p_mesh.front.app import create_app
 from p2p_mesh.http.guard import BODY_LIMIT, Policy
 from p2p_mesh.http.server import HEAD_LIMIT, has_ipv6, serve
+from p2p_mesh.http.stream import WRITE_NOW
 from p2p_mesh.journal import Entry, Journal
 from p2p_mesh.testing.inference import ScriptedInference, deltas
 
@@ -417,3 +418,27 @@ async def test_many_clients_at_once() -> None:
         for _ in range(60):
             nursery.start_soon(partial(ask))
     assert len(inference.requests) == 60
+
+
+async def test_what_is_pushed_to_a_slow_reader_is_whole_and_in_order() -> None:
+    """The system takes a part of a push; the rest goes before what follows."""
+    chunks = [bytes([65 + place % 26]) * 60_000 for place in range(100)]
+    refused = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal refused
+        push = scope["extensions"][WRITE_NOW]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for chunk in chunks:
+            if not push(chunk):
+                refused += 1
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async with served(app) as site:
+        stream = await site.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        await trio.sleep(0.5)
+        got = await read_all(stream)
+    _head, _, body = got.partition(b"\r\n\r\n")
+    assert body == b"".join(b"ea60\r\n%b\r\n" % chunk for chunk in chunks) + b"0\r\n\r\n"
+    assert 1 < refused < 100

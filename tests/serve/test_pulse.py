@@ -26,6 +26,7 @@ from p2p_mesh.errors import RequestError
 from p2p_mesh.serve.backend import Load
 from p2p_mesh.serve.pulse import LOOK_EVERY, PROBE_SHARE, Heard, Pulse, Work
 from p2p_mesh.testing.backend import EchoEngine
+from p2p_mesh.testing.offering import Spring
 
 M = ModelId("m")
 LOAD = Load(
@@ -224,3 +225,26 @@ async def _grow(work: Work) -> None:
     while True:
         await trio.sleep(20)
         work.hear(Delta(tokens=(1,)))
+
+
+async def test_what_is_taken_at_once_was_heard(autojump_clock: MockClock) -> None:
+    case, spring = Case(), Spring[Delta]()
+    taken: list[Delta] = []
+
+    def take(delta: Delta) -> bool:
+        taken.append(delta)
+        return True
+
+    async def read(deltas: Heard) -> None:
+        assert [delta async for delta in deltas] == []
+
+    with case.pulse.working(ASK) as work:
+        deltas = Heard(spring, work)
+        deltas.offer(take)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, deltas)
+            await trio.testing.wait_all_tasks_blocked()
+            assert spring.pour(Delta(text="a"))
+            spring.pour(None)
+        assert work.is_heard
+    assert taken == [Delta(text="a")]

@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from p2p_mesh.core.course import Course
 from p2p_mesh.core.names import ModelId, RequestId
 from p2p_mesh.core.records import (
     ChatPrompt,
@@ -30,7 +31,6 @@ from p2p_mesh.core.records import (
     Usage,
     Vectors,
 )
-from p2p_mesh.core.routing import Course
 from p2p_mesh.errors import EngineDied, RequestError
 from p2p_mesh.serve.backend import Backend, Fit, Load, Refusal
 from p2p_mesh.testing.backend import Echo, EchoEngine

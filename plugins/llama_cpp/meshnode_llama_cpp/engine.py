@@ -29,6 +29,7 @@ from msgspec import Struct
 from meshnode_llama_cpp import frames
 from meshnode_llama_cpp.process import start, threads
 from meshnode_llama_cpp.template import HELD
+from p2p_mesh.core.offers import Take
 from p2p_mesh.core.records import Delta, InferenceRequest, Query, Reply
 from p2p_mesh.errors import EngineDied, MeshError, ModelError, RequestError, from_code
 from p2p_mesh.groups import bare
@@ -54,15 +55,26 @@ class Words:
         self._most = most
         self._said: deque[Word] = deque()
         self._is_over = False
+        self._take: Take[Delta] | None = None
         self._waiting = trio.lowlevel.ParkingLot()
+
+    def offer(self, take: Take[Delta]) -> None:
+        """See core/offers.py."""
+        self._take = take
 
     def say(self, word: Word, *, last: bool = False) -> None:
         """ValueError where more is said than can have been asked for."""
+        if not last and isinstance(word, Delta) and self._is_taken(word):
+            return
         if len(self._said) >= self._most:
             raise ValueError("more words than an answer can have")
         self._said.append(word)
         self._is_over = last
         self._waiting.unpark()
+
+    def _is_taken(self, delta: Delta) -> bool:
+        is_awaited = self._waiting and not self._said
+        return self._take is not None and bool(is_awaited) and self._take(delta)
 
     async def next(self) -> Word | None:
         """The next word, at once where it is there; None after the last."""

@@ -43,3 +43,29 @@ def test_more_words_than_asked_for_are_refused() -> None:
     words.say(Delta(text="a"))
     with pytest.raises(ValueError, match="more words"):
         words.say(Delta(text="b"))
+
+
+async def test_what_is_awaited_is_offered_but_for_the_last() -> None:
+    words, taken, read = Words(9), list[str](), list[str]()
+
+    def take(delta: Delta) -> bool:
+        taken.append(delta.text)
+        return delta.text != "refused"
+
+    words.offer(take)
+    words.say(Delta(text="nobody waits"))
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def reader() -> None:
+            read.extend([delta.text async for delta in words])
+
+        await trio.testing.wait_all_tasks_blocked()
+        words.say(Delta(text="a"))
+        words.say(Delta(text="b"))
+        words.say(Delta(text="refused"))
+        words.say(Delta(text="after it"))
+        await trio.testing.wait_all_tasks_blocked()
+        words.say(Delta(text="last"), last=True)
+    assert taken == ["a", "b", "refused"]
+    assert read == ["nobody waits", "refused", "after it", "last"]
