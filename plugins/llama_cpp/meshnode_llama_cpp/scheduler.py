@@ -24,8 +24,10 @@ import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-STALL = 2.1
-"""Steps of usual length that a step with rows of a long prompt may take; 3 are promised."""
+STALL = 1.9
+"""Steps of usual length that a step with rows of a long prompt may take. 3 are promised: the rest is
+for what else a machine does, which makes one step in a hundred half as long again.
+"""
 HICCUP = 0.5
 """Seconds that answers may wait for a prompt that is read at once."""
 SHORT = 1024

@@ -22,7 +22,7 @@ turns = st.builds(
 )
 
 
-def paced(step: float = 10.0, row: float = 5.0) -> Pace:
+def paced(step: float = 10.0, row: float = 4.0) -> Pace:
     """A machine whose rows cost alike, however many."""
     pace = Pace()
     for writing in (1, 2, 4, 8):
@@ -121,11 +121,11 @@ def test_groups_that_are_askew_fall_into_step() -> None:
 
 
 def test_a_long_prompt_waits_for_who_writes() -> None:
-    assert compose([Turn(), prompt(4000)], LIMITS, paced(step=10.0, row=5.0)) == [1, 2]
+    assert compose([Turn(), prompt(4000)], LIMITS, paced(step=10.0, row=4.0)) == [1, 2]
 
 
 def test_the_last_of_a_long_prompt_is_no_short_prompt() -> None:
-    assert compose([Turn(), prompt(40, 4000)], LIMITS, paced(step=10.0, row=5.0)) == [1, 2]
+    assert compose([Turn(), prompt(40, 4000)], LIMITS, paced(step=10.0, row=4.0)) == [1, 2]
 
 
 def test_a_prompt_that_takes_no_time_is_read_at_once() -> None:
@@ -224,7 +224,7 @@ def test_guesses_take_nothing_from_prompts(found: list[Turn]) -> None:
 
 
 def test_a_step_with_a_prompt_and_guesses_is_within_the_stall() -> None:
-    assert sum(compose([Turn(guessed=8), prompt(4000)], LIMITS, paced(10.0, 5.0))) == 3
+    assert sum(compose([Turn(guessed=8), prompt(4000)], LIMITS, paced(10.0, 4.0))) == 3
 
 
 def test_a_hiccup_is_forgotten() -> None:
