@@ -6,7 +6,8 @@ Theory of operation:
    tokens that were guessed come after those, and after those of prompts.
 2. While answers are written, a long prompt gets as many rows as keep the step within STALL times a
    usual one. What that is, is measured as it goes (`Pace`): on a GPU hundreds, on a small CPU one
-   or two. A usual step takes longer as the answers grow, so that one in AGAIN is for them alone.
+   or two. A usual step takes longer as the answers grow, so that one in AGAIN is for them alone;
+   so is one after a step that was SLOW.
 3. A prompt that takes less than HICCUP to read is read at once, BURST rows a call, and so are all
    short ones where more of them wait than answers are written: whoever came in a crowd waits for
    the crowd, not for those who came before.
@@ -25,8 +26,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 STALL = 1.9
-"""Steps of usual length that a step with rows of a long prompt may take. 3 are promised: the rest is
-for what else a machine does, which makes one step in a hundred half as long again.
+"""Steps of usual length that a step with rows of a long prompt may take. 3 are promised: the rest
+is for what else a machine does, which makes one step in a hundred half as long again.
 """
 HICCUP = 0.5
 """Seconds that answers may wait for a prompt that is read at once."""
@@ -34,6 +35,10 @@ SHORT = 1024
 """Tokens of a prompt that is read out of turn when many wait."""
 BURST = 128
 """Rows in a call of those that are read at once."""
+SLOW = 1.3
+"""By this factor longer than it should a step took: the machine has other things to do just now,
+and the next step is for the answers alone.
+"""
 AGAIN = 32
 """Steps with rows of a long prompt, after which one without them shows what is usual now."""
 
@@ -87,12 +92,18 @@ class Pace:
         """The most rows of prompts that were measured beside writing ones."""
         self._since = 0
         """Steps since one had none."""
+        self._is_slow = False
+        """The last step took longer than it should."""
         self.delay = 0.0
         """Seconds of a step that do not depend on its rows."""
 
     def observe(self, writing: int, read: int, guessed: int, seconds: float) -> None:
         """A step took that long."""
         self._since = self._since + 1 if read else 0
+        expected = self.step(writing) if writing else None
+        self._is_slow = expected is not None and seconds > SLOW * (
+            expected + (self.reading(read) or 0.0) + (self.guessing(guessed) or 0.0)
+        )
         if not read and not guessed:
             grown = _blend(self._writing, writing, seconds)
             for rows in self._guessed:
@@ -134,7 +145,7 @@ class Pace:
         """Rows of prompts that keep the step within STALL; at times none. It grows by a step of
         the grid at a time, so that a wrong estimate is never far wrong.
         """
-        if self._since >= AGAIN:
+        if self._since >= AGAIN or self._is_slow:
             return 0
         usual = self.step(writing)
         if usual is None:

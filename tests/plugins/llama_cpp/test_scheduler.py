@@ -227,6 +227,25 @@ def test_a_step_with_a_prompt_and_guesses_is_within_the_stall() -> None:
     assert sum(compose([Turn(guessed=8), prompt(4000)], LIMITS, paced(10.0, 4.0))) == 3
 
 
+def test_while_the_machine_is_slow_steps_are_for_the_answers_alone() -> None:
+    pace = paced(step=10.0, row=4.0)
+    assert pace.beside(1) == 2
+    pace.observe(1, 2, 0, 40.0)
+    assert pace.beside(1) == 0
+    for _ in range(3):  # so slow it stays, and that becomes usual
+        pace.observe(1, 0, 0, 20.0)
+    pace.observe(1, 0, 0, 10.0)
+    assert pace.beside(1) > 0
+
+
+def test_a_machine_that_stays_slow_does_not_leave_a_prompt_unread() -> None:
+    pace, given = paced(step=10.0, row=4.0), list[int]()
+    for _ in range(100):
+        given.append(pace.beside(1))
+        pace.observe(1, given[-1], 0, 5 * (10.0 + 4.0 * given[-1]))
+    assert sum(given) > 80
+
+
 def test_a_hiccup_is_forgotten() -> None:
     pace = Pace()
     for seconds in (10.0, 10.0, 500.0, 10.0, 10.0, 10.0, 10.0, 10.0):
