@@ -19,12 +19,20 @@ class Bursts:
     def __init__(self) -> None:
         self._began = -math.inf
         self._count = 0
+        self._is_back = False
 
     def is_alone(self, now: float) -> bool:
         """Something comes now: whether it is likely the only thing of its turn."""
+        if self._is_back:
+            self._is_back = False
+            return False
         if now - self._began < TOGETHER:
             self._count += 1
             return False
         was_alone = self._count == 1
         self._began, self._count = now, 1
         return was_alone
+
+    def refused(self) -> None:
+        """What came last could not be sent at once, and comes again: it counts once."""
+        self._is_back = True

@@ -29,6 +29,18 @@ class Offering(Protocol[T_co]):
         ...
 
 
+def then(take: Take[T], tell: Callable[[T], None]) -> Take[T]:
+    """Takes what `take` does, and tells of it."""
+
+    def taken(item: T) -> bool:
+        is_taken = take(item)
+        if is_taken:
+            tell(item)
+        return is_taken
+
+    return taken
+
+
 def offer(items: object, take: Take[T]) -> None:
     """Has the items offered, where they can be."""
     if isinstance(items, Offering):

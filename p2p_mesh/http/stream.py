@@ -169,8 +169,6 @@ class Outbox:
     def __init__(self, write: Write, now: WriteNow = _never) -> None:
         self._write = write
         self._now = now
-        self._was_refused = False
-        """What is put in next was offered to `put_nowait`."""
         self._pending = bytearray()
         self._is_writing = False
         self._bursts = Bursts()
@@ -179,8 +177,7 @@ class Outbox:
 
     async def put(self, data: bytes) -> None:
         """Takes data for the next write; waits while too much waits already."""
-        was_refused, self._was_refused = self._was_refused, False
-        if not was_refused and self._is_alone():
+        if self._is_alone():
             await self._write(data)
             return
         self._pending += data
@@ -193,7 +190,8 @@ class Outbox:
         to be `put`.
         """
         is_written = self._is_alone() and (not data or self._now(data))
-        self._was_refused = not is_written
+        if not is_written:
+            self._bursts.refused()
         return is_written
 
     def _is_alone(self) -> bool:

@@ -305,8 +305,7 @@ class _Answer:
         self._current: Iterator[Any] = iter(())
         self._over = False
         self._error: MeshError | None = None
-        self._news = trio.Event()
-        self._is_awaited = False
+        self._waiting = trio.lowlevel.ParkingLot()
         self._take: Take[Delta] | None = None
 
     def offer(self, take: Take[Delta]) -> None:
@@ -319,10 +318,10 @@ class _Answer:
             return
         self.held += size
         self._chunks.append((items, size))
-        self._news.set()
+        self._waiting.unpark()
 
     def _is_taken(self, items: Sequence[Any]) -> bool:
-        if self._take is None or not self._is_awaited or self._chunks or len(items) != 1:
+        if self._take is None or not self._waiting or self._chunks or len(items) != 1:
             return False
         return self._take(items[0])
 
@@ -330,7 +329,7 @@ class _Answer:
         if not self._over:
             self._over = True
             self._error = error
-            self._news.set()
+            self._waiting.unpark()
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -347,15 +346,8 @@ class _Answer:
             elif self._over:
                 raise StopAsyncIteration
             else:
-                await self._wait()
+                await self._waiting.park()
         return item
-
-    async def _wait(self) -> None:
-        self._news, self._is_awaited = trio.Event(), True
-        try:
-            await self._news.wait()
-        finally:
-            self._is_awaited = False
 
 
 def most_of(question: Ask | Look) -> int:

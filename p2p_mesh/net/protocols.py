@@ -248,8 +248,6 @@ class Gathered(Generic[T]):
         self._bursts = Bursts()
         self._items: deque[T] = deque()
         self._is_awaited = False
-        self._was_refused = False
-        """The item that is read next was offered."""
         self._is_over = False
         self._came = trio.Event()
         self._went = trio.Event()
@@ -258,8 +256,7 @@ class Gathered(Generic[T]):
         """Takes the items as they come, and rests while `most` of them wait."""
         offer(items, self._offered)
         async for item in items:
-            was_refused, self._was_refused = self._was_refused, False
-            if not was_refused and self._went_at_once(item):
+            if self._went_at_once(item):
                 continue
             self._items.append(item)
             self._came.set()
@@ -274,7 +271,8 @@ class Gathered(Generic[T]):
             is_gone = self._went_at_once(item)
         except MeshError:  # whoever takes it will meet that too
             is_gone = False
-        self._was_refused = not is_gone
+        if not is_gone:
+            self._bursts.refused()
         return is_gone
 
     def _went_at_once(self, item: T) -> bool:

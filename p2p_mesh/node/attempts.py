@@ -20,7 +20,7 @@ import trio
 
 from p2p_mesh.core.course import Course
 from p2p_mesh.core.names import PeerId
-from p2p_mesh.core.offers import Take, offer
+from p2p_mesh.core.offers import Take, offer, then
 from p2p_mesh.core.records import Delta, InferenceRequest
 from p2p_mesh.core.resumption import Progress
 from p2p_mesh.core.routing import Candidate
@@ -84,12 +84,9 @@ class Attempt:
         """See core/offers.py. How an answer begins and ends is the reader's to see."""
 
         def expected(delta: Delta) -> bool:
-            is_taken = self._course.expects(delta) and take(delta)
-            if is_taken:
-                self._course.check(delta)
-            return is_taken
+            return self._course.expects(delta) and take(delta)
 
-        offer(self._deltas, expected)
+        offer(self._deltas, then(expected, self._course.check))
 
     async def close(self) -> None:
         await self.asking.aclose()
@@ -130,14 +127,8 @@ class Lasting:
 
     def offer(self, take: Take[Delta]) -> None:
         """See core/offers.py."""
-        self._take = take
-        self._attempt.offer(self._taken)
-
-    def _taken(self, delta: Delta) -> bool:
-        is_taken = self._take is not None and self._take(delta)
-        if is_taken:
-            self._progress.take(delta)
-        return is_taken
+        self._take = then(take, self._progress.take)
+        self._attempt.offer(self._take)
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self
@@ -167,7 +158,7 @@ class Lasting:
         broken = Broken(self._attempt, error, self._progress, self._failed)
         self._attempt = await self._go_on(broken)
         if self._take is not None:
-            self._attempt.offer(self._taken)
+            self._attempt.offer(self._take)
 
     async def close(self) -> None:
         await self._attempt.close()

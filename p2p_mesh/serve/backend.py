@@ -286,7 +286,8 @@ class Engine(Protocol):
         self, request: InferenceRequest
     ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
         """The answer to a request, as it grows; leaving the context cancels it, and its slot is
-        free within one decode step. Iteration ends after the last delta, which has `usage`.
+        free within one decode step. Iteration ends after the last delta, which has `usage`. The
+        deltas may be offered (core/offers.py), which saves the node most of what one costs it.
         Raises RequestError for a request that the model cannot take, EngineDied if it ended.
 
         The context holds no nursery and no cancel scope while it is open: it may be left in another

@@ -14,7 +14,7 @@ import trio
 
 from p2p_mesh.core.estimates import TOKEN_SIZE, size
 from p2p_mesh.core.names import ModelId
-from p2p_mesh.core.offers import Take, offer
+from p2p_mesh.core.offers import Take, offer, then
 from p2p_mesh.core.records import (
     Delta,
     InferenceRequest,
@@ -140,14 +140,7 @@ class Heard:
 
     def offer(self, take: Take[Delta]) -> None:
         """See core/offers.py."""
-
-        def heard(delta: Delta) -> bool:
-            is_taken = take(delta)
-            if is_taken:
-                self._work.hear(delta)
-            return is_taken
-
-        offer(self._deltas, heard)
+        offer(self._deltas, then(take, self._work.hear))
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self

@@ -27,3 +27,12 @@ def test_alone_again_after_a_burst() -> None:
     for now in (0.0, 0.0001, 0.02):
         assert not bursts.is_alone(now)
     assert bursts.is_alone(0.04)
+
+
+def test_what_was_refused_and_comes_again_counts_once() -> None:
+    bursts = Bursts()
+    bursts.is_alone(0.0)
+    assert bursts.is_alone(1.0)
+    bursts.refused()
+    assert not bursts.is_alone(1.0)
+    assert bursts.is_alone(2.0)

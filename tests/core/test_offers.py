@@ -1,4 +1,4 @@
-from p2p_mesh.core.offers import Offering, Take, offer
+from p2p_mesh.core.offers import Offering, Take, offer, then
 
 
 class Offers:
@@ -18,3 +18,10 @@ def test_who_offers_is_told_who_takes() -> None:
 
 def test_who_offers_nothing_is_left_alone() -> None:
     offer(iter([1]), bool)
+
+
+def test_what_is_taken_is_told_of_and_what_is_not_is_not() -> None:
+    told: list[int] = []
+    take = then(lambda item: item > 1, told.append)
+    assert [take(item) for item in (1, 2, 3)] == [False, True, True]
+    assert told == [2, 3]

@@ -73,8 +73,9 @@ class Words:
         self._waiting.unpark()
 
     def _is_taken(self, delta: Delta) -> bool:
-        is_awaited = self._waiting and not self._said
-        return self._take is not None and bool(is_awaited) and self._take(delta)
+        if self._take is None or self._said or not self._waiting:
+            return False
+        return self._take(delta)
 
     async def next(self) -> Word | None:
         """The next word, at once where it is there; None after the last."""

@@ -100,16 +100,15 @@ class Pace:
     def observe(self, writing: int, read: int, guessed: int, seconds: float) -> None:
         """A step took that long."""
         self._since = self._since + 1 if read else 0
-        expected = self.step(writing) if writing else None
-        self._is_slow = expected is not None and seconds > SLOW * (
-            expected + (self.reading(read) or 0.0) + (self.guessing(guessed) or 0.0)
+        usual = self.step(writing) if writing else 0.0
+        self._is_slow = bool(usual) and seconds > SLOW * (
+            (usual or 0.0) + (self.reading(read) or 0.0) + (self.guessing(guessed) or 0.0)
         )
         if not read and not guessed:
             grown = _blend(self._writing, writing, seconds)
             for rows in self._guessed:
                 self._guessed[rows] *= grown
             return
-        usual = self.step(writing) if writing else 0.0
         if usual is None:
             return
         more = max(seconds - usual, 0.0)
