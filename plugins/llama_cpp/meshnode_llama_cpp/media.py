@@ -123,6 +123,7 @@ class Projector:
             rows, ctypes.byref(end), M.mtmd_helper_post_decode_callback(), None,
         )  # fmt: skip
         if status == _NO_ROOM:
+            complaint()  # it is told here, and nowhere else
             raise _refusal(f"there is no room for the {medium.rows} rows of one")
         if status != 0:
             raise RuntimeError(f"libmtmd could not compute a medium: {status}, {complaint()}")

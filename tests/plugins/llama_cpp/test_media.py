@@ -13,7 +13,7 @@ from typing import Any
 
 import llama_cpp.mtmd_cpp as M
 import pytest
-from meshnode_llama_cpp.library import L, start
+from meshnode_llama_cpp.library import L, complaint, start
 from meshnode_llama_cpp.media import Medium, Projector
 from meshnode_llama_cpp.model import Model
 
@@ -310,6 +310,7 @@ def test_a_medium_without_room_is_refused(make: Make, context: Open) -> None:
         decode(handle, [5] * 60, position, 0)
     with pytest.raises(RequestError, match="no room for the 16 rows of one"):
         projector.feed(medium, handle, slot=0, position=180, rows=64)
+    assert complaint() == "it says nothing"  # else the next one would be told of this
     L.llama_memory_seq_rm(L.llama_get_memory(handle), 1, -1, -1)
     L.llama_memory_seq_rm(L.llama_get_memory(handle), 0, 180, -1)
     assert projector.feed(medium, handle, slot=0, position=180, rows=64) == 196
