@@ -88,6 +88,8 @@ class Pace:
         self._writing: dict[int, float] = {}
         self._read: dict[int, float] = {}
         self._guessed: dict[int, float] = {}
+        self._hinted: dict[int, float] = {}
+        """What guesses may take, before any was made: as much as rows of a prompt read alone."""
         self._beside = 0
         """The most rows of prompts that were measured beside writing ones."""
         self._since = 0
@@ -106,8 +108,9 @@ class Pace:
         )
         if not read and not guessed:
             grown = _blend(self._writing, writing, seconds)
-            for rows in self._guessed:
-                self._guessed[rows] *= grown
+            for known in (self._guessed, self._hinted):
+                for rows in known:
+                    known[rows] *= grown
             return
         if usual is None:
             return
@@ -120,7 +123,7 @@ class Pace:
         if writing:
             self._beside = max(self._beside, rows)
         else:  # those of guesses too are rows of one sequence
-            _blend(self._guessed, rows, more)
+            _blend(self._hinted, rows, more)
 
     def step(self, writing: int) -> float | None:
         """Seconds of a step in which so many write, and nothing else; None: not known yet."""
@@ -132,7 +135,7 @@ class Pace:
 
     def guessing(self, rows: int) -> float | None:
         """Seconds that so many guesses add; None: not known yet."""
-        return self._more(self._guessed, rows)
+        return self._more(self._guessed or self._hinted, rows)
 
     def _more(self, known: Mapping[int, float], rows: int) -> float | None:
         one = self._writing.get(1)

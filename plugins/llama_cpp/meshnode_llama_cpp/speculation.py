@@ -19,7 +19,9 @@ and a model that was given for the purpose. Too little hope is never corrected.
 """
 _SMOOTH = 0.1
 _RETRY = 64
-"""Tokens after which guessing is tried again for one that had lost."""
+"""Tokens after which guessing is tried again where it did not pay: of what a guess is worth, and
+of what it costs, nothing is learned without.
+"""
 
 
 class Lookup:
@@ -82,7 +84,7 @@ class Hope:
 
     def _again(self) -> int:
         self._silent += 1
-        if self._silent < _RETRY or self._share > 0.5:
+        if self._silent < _RETRY:
             return 0
         self._silent = 0
         return 1

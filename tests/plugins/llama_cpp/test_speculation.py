@@ -70,6 +70,16 @@ def test_whoever_is_always_wrong_stops_and_tries_again_later() -> None:
     assert tries.count(0) == 126
 
 
+def test_what_a_prompt_made_seem_dear_is_tried_as_well() -> None:
+    known = Pace()
+    known.observe(1, 0, 0, 10.0)
+    known.observe(0, 1, 0, 30.0)  # the machine had other things to do while it read
+    hope = Hope()
+    assert [hope.count(8, 1, known) for _ in range(64)] == [0] * 63 + [1]
+    known.observe(1, 0, 1, 10.1)
+    assert hope.count(8, 1, known) > 1
+
+
 def test_whoever_is_always_right_guesses_more() -> None:
     hope, known = Hope(), pace(10.0, 4.0)
     before = hope.count(8, 1, known)
