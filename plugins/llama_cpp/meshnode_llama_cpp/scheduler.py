@@ -6,8 +6,9 @@ Theory of operation:
    tokens that were guessed come after those, and after those of prompts.
 2. While answers are written, a long prompt gets as many rows as keep the step within STALL times a
    usual one. What that is, is measured as it goes (`Pace`): on a GPU hundreds, on a small CPU one
-   or two. A usual step takes longer as the answers grow, so that one in AGAIN is for them alone;
-   so is one after a step that was SLOW.
+   or two. A usual step takes longer as the answers grow, so that one in AGAIN is for them alone.
+   While steps are SLOW all are: the machine has other things to do. That what is usual is more
+   now is believed only after some of them.
 3. A prompt that takes less than HICCUP to read is read at once, BURST rows a call, and so are all
    short ones where more of them wait than answers are written: whoever came in a crowd waits for
    the crowd, not for those who came before.
@@ -45,7 +46,7 @@ AGAIN = 32
 _GRID: tuple[int, ...] = tuple(
     sorted({*range(1, 9), *(1 << n for n in range(3, 15)), *(3 << n for n in range(2, 13))})
 )
-_SMOOTH = 0.2
+_SMOOTH, _RISE = 0.2, 0.1
 _OUTLIER = 3.0
 
 
@@ -107,7 +108,7 @@ class Pace:
             (usual or 0.0) + (self.reading(read) or 0.0) + (self.guessing(guessed) or 0.0)
         )
         if not read and not guessed:
-            grown = _blend(self._writing, writing, seconds)
+            grown = _blend(self._writing, writing, seconds, rise=_RISE)
             for known in (self._guessed, self._hinted):
                 for rows in known:
                     known[rows] *= grown
@@ -223,13 +224,16 @@ def _is_quick(turn: Turn, pace: Pace) -> bool:
     return turn.whole <= BURST if seconds is None else seconds <= HICCUP
 
 
-def _blend(known: dict[int, float], rows: int, seconds: float) -> float:
-    """A moving average that one hiccup of the machine does not spoil; by which factor it grew."""
+def _blend(known: dict[int, float], rows: int, seconds: float, *, rise: float = _SMOOTH) -> float:
+    """A moving average that one hiccup of the machine does not spoil; by which factor it grew.
+    `rise`: of what is more, the share that is believed.
+    """
     old = known.get(rows)
     if not old:
         known[rows] = seconds
         return 1.0
-    known[rows] = old + _SMOOTH * (min(seconds, _OUTLIER * old) - old)
+    more = min(seconds, _OUTLIER * old) - old
+    known[rows] = old + (rise if more > 0 else _SMOOTH) * more
     return known[rows] / old
 
 
