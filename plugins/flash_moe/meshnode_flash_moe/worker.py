@@ -15,7 +15,7 @@ from pathlib import Path
 
 from meshnode_llama_cpp.frames import Failed, Ready, encode
 from meshnode_llama_cpp.library import start
-from meshnode_llama_cpp.worker import Inbox, Worker, attend, limit_memory, tell
+from meshnode_llama_cpp.worker import Worker, attend, limit_memory, tell
 
 from meshnode_flash_moe.served import FlashWriter, files
 from meshnode_flash_moe.told import Open, commands
@@ -40,15 +40,15 @@ def main(descriptor: int) -> None:
         encode(Ready(served.numerics("cpu"), "cpu", served.capabilities, served.notes))
     )
     gc.freeze()  # what was made until now stays: the collector need not look it through again
-    serve(served, Worker(served, connection, inbox), connection, inbox)
+    serve(served, Worker(served, connection, inbox))
 
 
-def serve(served: FlashWriter, worker: Worker, connection: socket.socket, inbox: Inbox) -> None:
+def serve(served: FlashWriter, worker: Worker) -> None:
     """For ever: the process ends with the connection."""
     while True:
         worker.turn()
         if (news := served.tell()) is not None:
-            connection.sendall(encode(news))
+            worker.send(news)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ Theory of operation:
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,6 +25,7 @@ from meshnode_llama_cpp.chat import Grown
 from meshnode_llama_cpp.choice import NOTHING
 from meshnode_llama_cpp.draft import Draft
 from meshnode_llama_cpp.drawing import Drawn, Fed, Start
+from meshnode_llama_cpp.evenly import Evenly
 from meshnode_llama_cpp.frames import Answer, Rejected
 from meshnode_llama_cpp.grammar import Grammars
 from meshnode_llama_cpp.guesses import Guesses, judge
@@ -32,7 +33,7 @@ from meshnode_llama_cpp.model import Model
 from meshnode_llama_cpp.sampling import PENALTY_WINDOW, penalises
 from meshnode_llama_cpp.scheduler import Limits, Pace, compose, group
 from meshnode_llama_cpp.seats import Seats
-from meshnode_llama_cpp.sequence import Sequence, Task
+from meshnode_llama_cpp.sequence import Call, Sequence, Task
 from meshnode_llama_cpp.steps import Steps
 from p2p_mesh.core.records import Delta, TokenLogprob
 from p2p_mesh.errors import EngineDied, MeshError, RequestError
@@ -41,17 +42,6 @@ if TYPE_CHECKING:
     from meshnode_llama_cpp.media import Projector  # its import maps libmtmd
 
 Outcome = Answer | Rejected
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What was submitted, and whose rows they are."""
-
-    fed: tuple[tuple[Sequence, Fed], ...]
-    writing: int
-    read: int
-    """Rows of prompts."""
-    guessed: int
 
 
 class Decoder:
@@ -80,7 +70,7 @@ class Decoder:
             draft=draft if takes_back else None,
         )
         self._projector = projector
-        self._pace = Pace()
+        self._pace, self.evenly = Pace(), Evenly()
         self._queue: list[Sequence] = []
         self._live: list[Sequence] = []
         self._calls: deque[Call] = deque()
@@ -144,6 +134,9 @@ class Decoder:
         for result in self._steps.results():
             call = self._calls.popleft()
             self._pace.observe(call.writing, call.read, call.guessed, result.seconds)
+            reads = any(not one.is_writing for one in self._live)
+            is_beside = reads and call.writing > 0 and not call.begins
+            self.evenly.observe(time.perf_counter(), is_beside=is_beside)
             for (sequence, fed), drawn in zip(call.fed, result.drawn, strict=True):
                 if sequence in self._live:  # not refused with another choice of its task
                     self._take(sequence, fed, drawn)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from meshnode_llama_cpp.chat import Grown
 from meshnode_llama_cpp.choice import NOTHING, Choice, joined, rest
+from meshnode_llama_cpp.drawing import Fed
 from meshnode_llama_cpp.grammar import Matcher
 from meshnode_llama_cpp.model import Model
 from meshnode_llama_cpp.prefixes import Rules
@@ -166,6 +167,22 @@ class Sequence(Sitter):
         """What it grew by, with what was yet to be said first."""
         opening, self.opening = self.opening, NOTHING
         return joined((opening, *parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What was submitted, and whose rows they are."""
+
+    fed: tuple[tuple[Sequence, Fed], ...]
+    writing: int
+    read: int
+    """Rows of prompts."""
+    guessed: int
+
+    @property
+    def begins(self) -> bool:
+        """Some answer begins with what comes of it."""
+        return any(fed.draws and not fed.position for _, fed in self.fed)
 
 
 def _resume(request: InferenceRequest, number: int) -> Resume | None:

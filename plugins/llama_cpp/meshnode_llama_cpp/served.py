@@ -48,6 +48,11 @@ class Asked(Protocol):
         """Whether there is nothing to compute."""
         ...
 
+    @property
+    def hold(self) -> float:
+        """Seconds for which what the last step came to is held back."""
+        ...
+
     def ask(self, number: int, request: InferenceRequest) -> None:
         """Begins an answer. Raises RequestError."""
         ...
@@ -173,7 +178,7 @@ class Reader:
         ranks = "rerank" in self._embedder.capabilities
         self.capabilities: tuple[Capability, ...] = ("rerank",) if ranks else ("embed",)
         self.notes: tuple[str, ...] = ()
-        self.idle = True
+        self.idle, self.hold = True, 0.0
 
     def ask(self, number: int, request: InferenceRequest) -> None:
         raise RequestError(f"{self._name} does not write: it {_does(self)}", param="model")

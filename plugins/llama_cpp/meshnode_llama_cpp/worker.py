@@ -27,7 +27,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from msgspec import Struct
+
 from meshnode_llama_cpp import frames
+from meshnode_llama_cpp.evenly import Outlet
 from meshnode_llama_cpp.library import Device, devices, start
 from meshnode_llama_cpp.served import Asked, Served, open_model
 from p2p_mesh.errors import MeshError, RequestError
@@ -184,7 +187,7 @@ class Worker:
     """A model that answers."""
 
     def __init__(self, served: Asked, connection: socket.socket, inbox: Inbox) -> None:
-        self._served, self._connection, self._inbox = served, connection, inbox
+        self._served, self._outlet, self._inbox = served, Outlet(connection), inbox
 
     @property
     def idle(self) -> bool:
@@ -209,7 +212,7 @@ class Worker:
                     self._served.ask(number, request)
                 case frames.Look(number, query):
                     is_cancelled = partial(self._inbox.is_cancelled, number)
-                    self._send(frames.Replied(number, self._served.look(query, is_cancelled)))
+                    self.send(frames.Replied(number, self._served.look(query, is_cancelled)))
                 case frames.Cancel(number):
                     self._served.cancel(number)
         except MeshError as error:
@@ -220,7 +223,7 @@ class Worker:
 
     def _reject(self, command: frames.Command, error: MeshError) -> None:
         assert isinstance(command, frames.Ask | frames.Look)
-        self._send(_rejection(command.number, error))
+        self.send(_rejection(command.number, error))
 
     def step(self) -> bool:
         """Whether something was told. What cannot be passed on ends its own answer."""
@@ -231,11 +234,12 @@ class Worker:
             except ValueError as error:
                 self._served.cancel(outcome.number)
                 ready += frames.encode(_rejection(outcome.number, RequestError(str(error)[:300])))
-        self._connection.sendall(ready)
+        if ready:
+            self._outlet.send(ready, self._served.hold)
         return bool(ready)
 
-    def _send(self, record: frames.Report) -> None:
-        self._connection.sendall(frames.encode(record))
+    def send(self, record: Struct) -> None:
+        self._outlet.send(frames.encode(record))
 
 
 def _rejection(number: int, error: MeshError) -> frames.Rejected:

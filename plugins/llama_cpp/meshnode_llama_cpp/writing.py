@@ -36,6 +36,10 @@ class Writing:
     def idle(self) -> bool:
         return self._decoder.idle
 
+    @property
+    def hold(self) -> float:
+        return self._decoder.evenly.hold
+
     def ask(self, number: int, request: InferenceRequest) -> None:
         self._check(request)
         prompt = self._prompts.read(request)

@@ -106,6 +106,13 @@ class Coordinator(Writing):
         return True
 
     @property
+    def hold(self) -> float:
+        """Nothing is: batches of several groups come around in turns, and none is the next step of
+        the one before.
+        """
+        return 0.0
+
+    @property
     def is_flying(self) -> bool:
         return self._ring.is_flying
 

@@ -4,6 +4,7 @@ import socket
 import threading
 
 from meshnode_llama_cpp import frames
+from meshnode_llama_cpp.evenly import Outlet
 from meshnode_llama_cpp.worker import Inbox, Worker, _rejection, sort
 
 from p2p_mesh.core.names import ModelId, RequestId
@@ -66,7 +67,7 @@ class Broken:
 def test_a_defect_that_one_question_meets_is_the_end_of_that_question() -> None:
     ours, theirs = socket.socketpair()
     worker = Worker.__new__(Worker)
-    worker._served, worker._connection = Broken(), theirs  # type: ignore[assignment]
+    worker._served, worker._outlet = Broken(), Outlet(theirs)  # type: ignore[assignment]
     with ours, theirs:
         worker.obey(ask(7))
         (report,) = frames.reports().feed(ours.recv(65_536))
@@ -76,7 +77,7 @@ def test_a_defect_that_one_question_meets_is_the_end_of_that_question() -> None:
 
 
 class Unspeakable:
-    idle = False
+    idle, hold = False, 0.0
     cancelled: list[int] = []  # noqa: RUF012
 
     def step(self) -> list[frames.Answer]:
@@ -91,7 +92,7 @@ def test_an_answer_that_cannot_be_passed_on_ends_alone() -> None:
     ours, theirs = socket.socketpair()
     worker = Worker.__new__(Worker)
     served = Unspeakable()
-    worker._served, worker._connection = served, theirs  # type: ignore[assignment]
+    worker._served, worker._outlet = served, Outlet(theirs)  # type: ignore[assignment]
     with ours, theirs:
         worker.step()
         rejected, answered = frames.reports().feed(ours.recv(65_536))
