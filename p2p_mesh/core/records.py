@@ -283,6 +283,8 @@ class ModelFile(Record, frozen=True, kw_only=True):
     """Tokens that sliding layers see; 0 where there are none."""
     window_bytes_per_token: int = 0
     """Of `kv_bytes_per_token`, what the sliding layers take."""
+    heads: int = 0
+    """Attention heads of a layer, in the layer that has the most; 0: not known."""
     digest: Digest | None = None
     experts: int = 0
     """Routed experts of a layer of a mixture of experts; 0: it is none."""

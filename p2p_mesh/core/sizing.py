@@ -118,6 +118,11 @@ def _token_width(header: Header, layers: int) -> int:
     return key + header.number("attention.value_length", width)
 
 
+def query_heads(header: Header) -> int:
+    """Attention heads of a layer, in the layer that has the most; at least one."""
+    return _query_heads(header, min(header.number("block_count"), _MOST_LAYERS))
+
+
 def _query_heads(header: Header, layers: int) -> int:
     return max(1, *header.numbers("attention.head_count", max(layers, 1), 1))
 

@@ -23,7 +23,7 @@ from p2p_mesh.core.names import Digest, ModelId
 from p2p_mesh.core.package import MANIFEST
 from p2p_mesh.core.records import ModelFile
 from p2p_mesh.core.reference import is_hub, read_hub, split_name
-from p2p_mesh.core.sizing import kv_bytes_per_token, sliding, state_bytes
+from p2p_mesh.core.sizing import kv_bytes_per_token, query_heads, sliding, state_bytes
 from p2p_mesh.errors import ModelError
 from p2p_mesh.serve.hub import Hub
 from p2p_mesh.serve.package import published
@@ -142,6 +142,7 @@ def _model(path: Path, name: str, size: int, header: Header) -> ModelFile:
         state_bytes=state_bytes(header),
         window=window,
         window_bytes_per_token=window_bytes,
+        heads=query_heads(header),
         shard=known.shard if known else None,
     )
     return _with_experts(described, header)

@@ -220,6 +220,7 @@ def _describe(path: Path, shape: Shape, architecture: str, attending: int) -> Mo
         architecture=architecture,
         context_length=shape.context,
         kv_bytes_per_token=2 * 2 * shape.kv_width * attending,
+        heads=shape.heads,
     )
 
 

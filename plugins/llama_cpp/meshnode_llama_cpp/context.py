@@ -27,6 +27,7 @@ from p2p_mesh.errors import ModelError
 OUTPUTS = 64
 """Rows of one call that can be answered: room for guesses, and for a prompt that is scored."""
 
+_AUTO, _DISABLED = -1, 0  # LLAMA_FLASH_ATTN_TYPE_*
 _TYPES: dict[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}  # GGML_TYPE_*
 
 
@@ -41,6 +42,8 @@ class Plan:
     kv_type: KvType = "f16"
     is_exact: bool = False
     """Sums are taken in the order of positions, always: a sliding window keeps all its cells."""
+    flash: bool = True
+    """Flash attention, where device and model allow it."""
 
 
 class Rows:
@@ -104,7 +107,8 @@ class Context:
         params.kv_unified = False
         params.swa_full = plan.is_exact
         params.type_k = params.type_v = _TYPES[plan.kv_type]
-        params.no_perf = True  # and flash_attn_type as it is: on, where device and model allow it
+        params.flash_attn_type = _AUTO if plan.flash else _DISABLED
+        params.no_perf = True
         self.outputs: int = params.n_outputs_max
         self._adapt(params)
         self.handle = L.llama_init_from_model(model.handle, params)

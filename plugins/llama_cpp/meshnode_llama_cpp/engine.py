@@ -27,6 +27,7 @@ import trio
 from msgspec import Struct
 
 from meshnode_llama_cpp import frames
+from meshnode_llama_cpp.memory import flashes
 from meshnode_llama_cpp.process import start, threads
 from meshnode_llama_cpp.template import HELD
 from p2p_mesh.core.offers import Take
@@ -348,6 +349,7 @@ def open_command(load: Load, plan: Fit) -> frames.Open:
         memory_limit=load.memory_limit,
         kv_type=load.kv_type or "f16",
         gpu_layers=load.gpu_layers,
+        flash=flashes(load, plan.context, plan.slots),
         deterministic=load.deterministic,
         speculation=load.speculation is not False,
         draft=load.draft.path if load.draft else None,

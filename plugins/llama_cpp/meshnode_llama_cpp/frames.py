@@ -32,6 +32,10 @@ class Open(Struct, frozen=True, tag="open"):
     kv_type: KvType = "f16"
     gpu_layers: int | None = None
     """None: all that fit."""
+    flash: bool = True
+    """Flash attention, which saves memory; without, attention over what a CPU holds is faster
+    (memory.flashes).
+    """
     deterministic: bool = False
     """An answer is the same alone, in company and resumed (scheduler.EXACT)."""
     speculation: bool = True

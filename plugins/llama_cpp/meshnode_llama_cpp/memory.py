@@ -24,6 +24,12 @@ it is a state, or a sliding window.
 ENCODINGS = 128 * 2**20
 """Up to which it keeps encodings of images and sounds."""
 
+PLAIN_ROWS = 128
+"""Of one call without flash attention, which keeps a number for each row, head and cell. Measured:
+on a CPU a prompt is read as fast so as with more.
+"""
+_PLAIN_SLOTS = 4
+_MOST_SCORES = 512 * 2**20
 _ROWS = 512
 """Of one call: a sliding layer keeps so many tokens beside its window."""
 _PROCESS = 96 * 2**20
@@ -42,11 +48,12 @@ def need(load: Load, context: int, slots: int, kv_type: KvType | None = None) ->
     """
     kind = kv_type or load.kv_type or "f16"
     models = [load.model] + ([load.draft] if load.draft is not None else [])
-    cells = -(-context // STEP) * STEP
+    cells = _cells(context)
     total = _PROCESS + sum(
         model.size_bytes
         + _kept(model, cells, kind, windows=not load.deterministic) * slots
         + _call(model, cells)
+        + (0 if flashes(load, context, slots, kind) else _scores(model, cells))
         for model in models
     )
     if load.model.state_bytes or (load.model.window and not load.deterministic):
@@ -54,6 +61,23 @@ def need(load: Load, context: int, slots: int, kv_type: KvType | None = None) ->
     if load.projector is not None:
         total += load.projector.size_bytes + _call(load.projector, 0) + ENCODINGS
     return total
+
+
+def flashes(load: Load, context: int, slots: int, kv_type: KvType | None = None) -> bool:
+    """Whether attention is llama.cpp's flash attention also where all layers are on a CPU.
+
+    There it goes over the cells of a sequence one by one, and takes three to four times as long as
+    without (measured on two CPUs: an answer after 3,000 tokens is written at 1.3 to 2 times the
+    speed without it, after fewer than 250 at 0.95). But without it all sequences of a call go over
+    as many cells as the longest has: so only where few of them share a call. An engine that is
+    `deterministic`, and quantised caches, need it.
+    """
+    return (
+        slots > _PLAIN_SLOTS
+        or load.deterministic
+        or (kv_type or load.kv_type or "f16") != "f16"
+        or not 0 < _scores(load.model, _cells(context)) <= _MOST_SCORES
+    )
 
 
 def gpu_layers(
@@ -84,6 +108,17 @@ def _dealt(layers: int, free: Sequence[int]) -> list[int]:
     """The most layers that each GPU may get, in proportion to what is free."""
     total = sum(free)
     return [-(-layers * room // total) for room in free] if total else []
+
+
+def _cells(context: int) -> int:
+    return -(-context // STEP) * STEP
+
+
+def _scores(model: ModelFile, cells: int) -> int:
+    """What attention without flash attention keeps in a call; 0 where there is none, or its heads
+    are not known.
+    """
+    return 0 if not model.kv_bytes_per_token else 4 * PLAIN_ROWS * model.heads * cells
 
 
 def _kept(model: ModelFile, cells: int, kind: KvType, *, windows: bool) -> int:

@@ -15,6 +15,7 @@ from meshnode_llama_cpp.drawing import Drawing
 from meshnode_llama_cpp.embedder import COMPANY, GPU_COMPANY, Embedder, role_of
 from meshnode_llama_cpp.grammar import Grammars
 from meshnode_llama_cpp.library import Device, numerics
+from meshnode_llama_cpp.memory import PLAIN_ROWS
 from meshnode_llama_cpp.model import Model, gpu_layers_that_fit
 from meshnode_llama_cpp.prompt import Prompts
 from meshnode_llama_cpp.scheduler import EXACT, Limits
@@ -120,7 +121,8 @@ class Writer(Writing):
         """`rows`: of one call, at most. `make`: the context, where it is of another kind."""
         model.check_writes()
         self._command = command
-        self._limits = Limits(min(rows, EXACT.rows if command.deterministic else rows))
+        flash = command.flash or gpu_layers != 0
+        self._limits = _limits(rows, command, flash=flash)
         projector = _projector(model, command, gpu_layers)
         prompts = _prompts(model, command, projector)
         plan = Plan(
@@ -130,6 +132,7 @@ class Writer(Writing):
             self._limits.rows,
             command.kv_type,
             command.deterministic,
+            flash,
         )
         context = make(plan) if make is not None else Context(model, plan)
         grammars = Grammars(model)
@@ -161,6 +164,12 @@ class Writer(Writing):
             exact=command.deterministic,
             projector=Path(command.projector) if command.projector else None,
         )
+
+
+def _limits(rows: int, command: frames.Open, *, flash: bool) -> Limits:
+    if command.deterministic:
+        return Limits(min(rows, EXACT.rows))
+    return Limits(rows if flash else min(rows, PLAIN_ROWS))
 
 
 class Reader:

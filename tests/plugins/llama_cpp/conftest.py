@@ -18,6 +18,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(str(path), name="tiny", progress=lambda _: None)
 
 
-@pytest.fixture
-def context(model: Model) -> Context:
-    return Context(model, Plan(context=256, slots=2, threads=1, rows=48))
+@pytest.fixture(params=[True, False], ids=["flash", "plain"])
+def context(model: Model, request: pytest.FixtureRequest) -> Context:
+    return Context(model, Plan(context=256, slots=2, threads=1, rows=48, flash=request.param))

@@ -99,6 +99,13 @@ def test_a_smaller_kv_cache_is_nearly_the_same(tmp_path: Path, kv_type: KvType) 
     assert np.corrcoef(one, other)[0, 1] > 0.9
 
 
+def test_attention_without_flash_is_nearly_the_same(model: Model) -> None:
+    flash, plain = (read(Context(model, Plan(256, 1, 1, 48, flash=on)), 0, PROMPT)
+                    for on in (True, False))  # fmt: skip
+    assert np.abs(flash - plain).max() < 0.1 * flash.std()
+    assert not np.array_equal(flash, plain)
+
+
 def test_a_kv_type_that_does_not_fit_is_refused_in_words(model: Model) -> None:
     with pytest.raises(ModelError, match="block size 32 does not divide"):
         Context(model, Plan(256, 1, 1, 48, "q8_0"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from meshnode_llama_cpp.memory import ENCODINGS, SNAPSHOTS, gpu_layers, need
+from meshnode_llama_cpp.memory import ENCODINGS, SNAPSHOTS, flashes, gpu_layers, need
 from msgspec.structs import replace
 
 from p2p_mesh.core.names import ModelId
@@ -56,6 +58,25 @@ def test_the_estimate_bounds_what_was_measured(
     real = (buffers + 70) * MIB  # Python and the libraries
     fresh = need(Load(model), context, slots) - (256 * MIB if state else 0)
     assert real <= fresh <= 1.15 * real
+
+
+def test_the_estimate_bounds_what_was_measured_without_flash_attention() -> None:
+    model = replace(MODEL, size_bytes=220_934_400, kv_bytes_per_token=24_576, heads=16)
+    assert not flashes(Load(model), 8192, 4)
+    real = (1049 + 70) * MIB
+    assert real <= need(Load(model), 8192, 4) <= 1.15 * real
+
+
+def test_flash_attention_is_left_out_only_where_few_share_a_call() -> None:
+    load = Load(replace(MODEL, heads=32))
+    assert not flashes(load, 8192, 4)
+    assert flashes(load, 8192, 5)
+    assert not flashes(load, 32_768, 1)
+    assert flashes(load, 32_769, 1)  # what it keeps would be too much
+    assert flashes(load, 8192, 4, "q8_0")
+    assert flashes(dataclasses.replace(load, deterministic=True), 8192, 4)
+    assert flashes(Load(MODEL), 8192, 4)  # nobody knows how much it would keep
+    assert flashes(Load(replace(load.model, kv_bytes_per_token=0)), 8192, 4)
 
 
 def test_smaller_numbers_make_a_smaller_cache() -> None:
