@@ -1,8 +1,8 @@
 """When the node is told what was computed: at once, but for answers beside which a long prompt is
 read. Their steps take nearly twice as long as usual, and what else a machine does may make one of
 them take twice as long again. So what came of them is held back a little: each is told GAP steps
-after the one before, until they lag by LAG steps. A step that takes longer by no more than that
-then makes no longer gap.
+after the one before, until they lag by LAG steps, or MOST seconds. A step that takes longer by no
+more than that then makes no longer gap.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Protocol
 
 GAP, LAG = 1.06, 2.0
+MOST = 0.25
 _SMOOTH, _OUTLIER = 0.05, 2.0
 
 
@@ -33,7 +34,8 @@ class Evenly:
         due = now
         if is_beside:
             self._learn(now - self._ended)
-            due = min(now + LAG * self._step, self._told + GAP * self._step)
+            lag = min(LAG * self._step, MOST)
+            due = min(now + lag, self._told + GAP * self._step)
             due = max(due, self._told, now)
         else:
             self._step = 0.0
