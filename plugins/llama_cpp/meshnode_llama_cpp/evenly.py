@@ -7,16 +7,15 @@ more than that then makes no longer gap.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
 from contextlib import suppress
 from typing import Protocol
 
-GAP, LAG = 1.06, 2.0
+GAP, LAG = 1.06, 3.0
 MOST = 0.25
-_SMOOTH, _OUTLIER = 0.05, 2.0
+_SMOOTH, _OUTLIER = 0.02, 2.0
 
 
 class Evenly:
@@ -25,26 +24,31 @@ class Evenly:
     def __init__(self) -> None:
         self.hold = 0.0
         """Seconds."""
-        self._ended = self._told = -math.inf
+        self._ended = self._told = 0.0
+        """When the last step ended, and when it was told; 0: there was none."""
         self._step = 0.0
-        """Seconds of a step, on average; 0: none was measured yet."""
+        """Seconds of a step, on average."""
+        self._count = 0
+        """Steps that were measured, since there is a prompt beside."""
 
     def observe(self, now: float, *, is_beside: bool) -> None:
         """A step has ended. `is_beside`: a prompt is read beside those who write."""
         due = now
-        if is_beside:
+        if is_beside and self._ended:
             self._learn(now - self._ended)
             lag = min(LAG * self._step, MOST)
             due = min(now + lag, self._told + GAP * self._step)
             due = max(due, self._told, now)
         else:
-            self._step = 0.0
+            self._count = 0
         self.hold, self._told, self._ended = due - now, due, now
 
     def _learn(self, seconds: float) -> None:
-        if not self._step:
-            self._step = seconds if seconds < math.inf else 0.0
-        self._step += _SMOOTH * (min(seconds, _OUTLIER * self._step) - self._step)
+        self._count += 1
+        if self._count == 1:
+            self._step = seconds
+        more = min(seconds, _OUTLIER * self._step) - self._step
+        self._step += max(_SMOOTH, 1 / self._count) * more
 
 
 class Connection(Protocol):
