@@ -46,7 +46,7 @@ AGAIN = 32
 _GRID: tuple[int, ...] = tuple(
     sorted({*range(1, 9), *(1 << n for n in range(3, 15)), *(3 << n for n in range(2, 13))})
 )
-_SMOOTH, _RISE = 0.2, 0.1
+_SMOOTH, _RISE = 0.2, 0.12
 _OUTLIER = 3.0
 
 

@@ -180,7 +180,7 @@ def test_what_is_usual_is_learned_again_while_a_long_prompt_is_read() -> None:
         pace.observe(1, rows, 0, step * (1 + 0.5 * rows))
     usual = pace.step(1)
     assert usual is not None
-    assert usual > 0.75 * step
+    assert usual > 0.8 * step
 
 
 def test_what_more_rows_take_now_is_known_from_fewer() -> None:
